@@ -58,7 +58,8 @@ func (h *Host) OpenDisk(ctx context.Context, d Disk) (*DiskReader, error) {
 		}
 		link := vmdk.LinkSource{Name: name, Descriptor: desc}
 		for _, e := range desc.Extents {
-			if e.File == "" {
+			if e.File == "" { // reads as zeros
+				link.Files = append(link.Files, vmdk.File{})
 				continue
 			}
 			file, err := h.extent(ctx, r, name, e, volumes)
@@ -114,7 +115,7 @@ func (h *Host) extent(ctx context.Context, r *DiskReader, descriptor string, e v
 	if err != nil {
 		return vmdk.File{}, err
 	}
-	if e.Type == "VMFS" || e.Type == "FLAT" {
+	if e.Type == vmdk.ExtentVMFS || e.Type == vmdk.ExtentFlat {
 		if want := e.Sectors<<9 + e.Offset<<9; size != want && (e.Offset == 0 || size < want) {
 			return vmdk.File{}, fmt.Errorf("%s: %s is %d bytes long and its descriptor says %d; the disk is damaged", h.name, name, size, want)
 		}

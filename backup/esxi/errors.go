@@ -46,10 +46,13 @@ type sentence struct {
 func (e *sentence) Error() string { return e.text }
 
 func (e *sentence) Unwrap() []error {
-	if e.cause == nil {
-		return []error{e.kind}
+	var all []error
+	for _, err := range []error{e.cause, e.kind} { // the cause first: govmomi's fault.Is looks no further
+		if err != nil {
+			all = append(all, err)
+		}
 	}
-	return []error{e.cause, e.kind} // the cause first: govmomi's fault.Is looks no further
+	return all
 }
 
 func errf(kind, cause error, format string, args ...any) error {
@@ -72,8 +75,17 @@ func (h *Host) explain(ctx context.Context, what string, err error) error {
 	if ctx.Err() != nil {
 		return fmt.Errorf("%s: %s: %w", h.name, what, context.Cause(ctx))
 	}
-	if said(err) {
-		return fmt.Errorf("%s: %w", what, err)
+	var own *sentence
+	var way *url.Error
+	switch {
+	case errors.As(err, &way) && errors.As(err, &own):
+		return own // a certificate that changed, without net/http's words around it
+	case said(err):
+		return err
+	}
+	var status *httpStatus
+	if errors.As(err, &status) && status.busy() {
+		return errf(ErrBusy, err, "%s: %s: the host stays busy (HTTP %s); try again when fewer programs use it", h.name, what, status.status)
 	}
 	if transient(err) {
 		return h.unreachable(what, err)
@@ -102,14 +114,8 @@ func (h *Host) explain(ctx context.Context, what string, err error) error {
 	case fault.Is(err, &types.ResourceInUse{}), fault.Is(err, &types.TaskInProgress{}):
 		return say(ErrBusy, "something else is at work on it (%s); try again later", faultText(err))
 	}
-	return fmt.Errorf("%s: %s: %s: %w", h.name, what, faultText(err), errPlain{err})
+	return say(nil, "%s", faultText(err))
 }
-
-// errPlain keeps the cause for errors.As without repeating its text.
-type errPlain struct{ err error }
-
-func (errPlain) Error() string   { return "the host refused" }
-func (e errPlain) Unwrap() error { return e.err }
 
 func (h *Host) unreachable(what string, err error) error {
 	return errf(ErrUnreachable, err, "%s (%s): %s: the host cannot be reached: %s", h.name, h.addr, what, root(err))
