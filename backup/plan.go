@@ -1,0 +1,344 @@
+package backup
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync/atomic"
+
+	"golang.org/x/sync/errgroup"
+
+	"hikae/backup/esxi"
+	"hikae/backup/vmdk"
+	"hikae/repo"
+)
+
+// disksAtOnce is how many disks of a VM are read together. More do not help: a
+// host serves four requests at a time.
+const disksAtOnce = 4
+
+// diskPlan is what a run knows of one disk and does with it.
+type diskPlan struct {
+	disk       esxi.Disk // as frozen
+	name       string    // base of its file names
+	descriptor string
+	src        source
+	parent     *repo.Disk // the same disk in the previous generation; nil: nothing is taken from there
+	before     *repo.DiskManifest
+	block      int64
+
+	mode, reason string
+	// areas is what to read: whole blocks, sorted. What lies outside is as in
+	// the parent, or, with zeros set, holds only zeros.
+	areas []area
+	zeros bool
+	told  bool // areas come from the host's word, so the rest has to be sampled
+
+	changed int64 // bytes of areas before reads were joined
+	read    atomic.Int64
+	audited atomic.Int64
+	tree    repo.DiskTree
+}
+
+func diskByKey(disks []esxi.Disk, key int32) *esxi.Disk {
+	i := slices.IndexFunc(disks, func(d esxi.Disk) bool { return d.Key == key })
+	if i < 0 {
+		return nil
+	}
+	return &disks[i]
+}
+
+// readDisks brings every disk into the session: plans, tests the host's word,
+// reads.
+func (r *run) readDisks(ctx context.Context) error {
+	closeAll, err := r.openDisks(ctx)
+	defer closeAll()
+	if err != nil {
+		return err
+	}
+	if err := r.each(ctx, func(ctx context.Context, p *diskPlan) error { return r.plan(ctx, p, "") }); err != nil {
+		return err
+	}
+	if err := r.auditAll(ctx); err != nil {
+		return err
+	}
+	var toRead int64
+	for _, p := range r.plans {
+		toRead += total(p.areas)
+	}
+	r.meter.begin(PhaseRead, toRead, "")
+	bufs := newPool(poolPieces)
+	return r.each(ctx, func(ctx context.Context, p *diskPlan) error {
+		err := r.store(ctx, p, bufs)
+		if p.parent == nil || !errors.Is(err, repo.ErrDamaged) {
+			return err
+		}
+		// A damaged previous generation must not keep the next one from being
+		// made; it is what the operator needs most then.
+		r.log.Warn("the previous generation is damaged, reading the disk without it", "disk", p.disk.Label, "error", err)
+		if err := r.withoutParent(ctx, p, err); err != nil {
+			return err
+		}
+		r.meter.grow(total(p.areas))
+		return r.store(ctx, p, newPool(poolPieces/2))
+	})
+}
+
+// each works on the disks, a few at once.
+func (r *run) each(ctx context.Context, work func(context.Context, *diskPlan) error) error {
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(disksAtOnce)
+	for _, p := range r.plans {
+		g.Go(func() error {
+			if err := work(ctx, p); err != nil {
+				return fmt.Errorf("%s of %s: %w", p.disk.Label, r.VM, err)
+			}
+			return nil
+		})
+	}
+	return g.Wait()
+}
+
+// openDisks opens the frozen disks and what is known of them.
+func (r *run) openDisks(ctx context.Context) (closeAll func(), err error) {
+	var open []*esxi.DiskReader
+	closeAll = func() {
+		for _, d := range open {
+			d.Close()
+		}
+	}
+	if len(r.snap.Disks) != len(r.vm.Disks) {
+		return closeAll, fmt.Errorf("the snapshot of %s has %d disks and the VM had %d when the run began; run the backup again",
+			r.VM, len(r.snap.Disks), len(r.vm.Disks))
+	}
+	for i, was := range r.vm.Disks {
+		d := diskByKey(r.snap.Disks, was.Key)
+		if d == nil {
+			return closeAll, fmt.Errorf("%s is not in the snapshot of %s; run the backup again", was.Label, r.VM)
+		}
+		reader, err := r.Host.OpenDisk(ctx, *d)
+		if err != nil {
+			return closeAll, err
+		}
+		open = append(open, reader)
+		p := &diskPlan{disk: *d, name: r.files.disks[i], src: reader, block: int64(r.Repo.BlockSize())}
+		if p.descriptor, err = r.describe(ctx, reader, d, p.name); err != nil {
+			return closeAll, err
+		}
+		if n := r.parent.disk(*d); n >= 0 && !r.Full {
+			p.before = &r.parent.manifest.Disks[n]
+			p.parent, err = r.parent.gen.OpenDisk(n)
+			if err != nil {
+				p.before, p.parent = nil, nil
+				r.warn("%s of the previous generation cannot be opened, nothing is taken from it: %s", d.Label, oneLine(err))
+			}
+		}
+		r.plans = append(r.plans, p)
+	}
+	return closeAll, nil
+}
+
+// describe makes the descriptor that goes with the disk's flat content. The
+// disk data base is in the base link's.
+func (r *run) describe(ctx context.Context, reader *esxi.DiskReader, d *esxi.Disk, name string) (string, error) {
+	text := reader.Descriptor()
+	if len(d.Chain) > 1 {
+		var err error
+		if text, err = r.Host.ReadFile(ctx, d.Chain[0], 64<<10); err != nil {
+			return "", err
+		}
+	}
+	desc, err := vmdk.ParseDescriptor(text)
+	if err != nil {
+		return "", fmt.Errorf("descriptor %s: %w", d.Chain[0], err)
+	}
+	return string(desc.Standalone(name).Bytes()), nil
+}
+
+// plan decides which areas of a disk to read. doubt is why the host's word on
+// changed and allocated areas is not taken, "" when it is.
+func (r *run) plan(ctx context.Context, p *diskPlan, doubt string) error {
+	capacity := p.disk.Capacity
+	p.told, p.zeros = false, false
+	switch {
+	case r.Full:
+		p.mode, p.reason = repo.ModeFull, "a full backup was asked for"
+	case r.parent == nil:
+		p.mode, p.reason = repo.ModeFull, "first generation of this VM"
+	case p.parent == nil:
+		p.mode, p.reason = repo.ModeFull, "the previous generation does not have this disk"
+	case p.parent.Size() > capacity:
+		p.mode, p.reason = repo.ModeFull, "the disk is smaller than in the previous generation"
+		p.parent = nil
+	default:
+		p.mode, p.reason = repo.ModeScan, incomparable(p.before.ChangeID, p.disk.ChangeID)
+	}
+	if doubt != "" {
+		p.because(doubt)
+		return p.readAll()
+	}
+	if p.mode == repo.ModeScan && p.reason == "" {
+		areas, why, err := r.ask(ctx, p, p.before.ChangeID)
+		if err != nil {
+			return err
+		}
+		if why == "" {
+			p.mode = repo.ModeIncremental
+			if old := p.parent.Size(); old < capacity {
+				// What lies behind the old end was never seen by a generation.
+				// Only what is allocated there can hold data.
+				p.reason = "the disk has grown since the previous generation"
+				behind := []area{{Offset: old / p.block * p.block, Length: capacity - old/p.block*p.block}}
+				allocated, why, err := r.ask(ctx, p, "*")
+				if err != nil {
+					return err
+				}
+				if why == "" {
+					end := area{Offset: behind[0].Offset, Length: min(p.block, behind[0].Length)}
+					behind = union([]area{end}, intersect(allocated, behind))
+				}
+				areas = union(areas, behind)
+			}
+			p.take(areas)
+			return nil
+		}
+		p.reason = why
+	}
+	if p.disk.ChangeID == "" {
+		if p.mode == repo.ModeFull {
+			p.because("change tracking is off, so everything was read")
+		}
+		return p.readAll()
+	}
+	areas, why, err := r.ask(ctx, p, "*")
+	if err != nil {
+		return err
+	}
+	if why != "" {
+		return p.readAll()
+	}
+	p.zeros = true
+	p.take(areas)
+	return nil
+}
+
+// ask asks the host for areas; why is the reason when it cannot tell.
+func (r *run) ask(ctx context.Context, p *diskPlan, since string) (areas []area, why string, err error) {
+	told, err := r.Host.ChangedAreas(ctx, r.snap, p.disk.Key, since)
+	if errors.Is(err, esxi.ErrNotProvable) {
+		r.log.Warn("the host does not tell which areas changed", "disk", p.disk.Label, "since", since, "error", err)
+		return nil, "the host cannot tell which areas changed: " + oneLine(err), nil
+	}
+	if err != nil {
+		return nil, "", err
+	}
+	areas = make([]area, len(told))
+	for i, t := range told {
+		areas[i] = area(t)
+	}
+	return tidy(areas, p.disk.Capacity), "", nil
+}
+
+// because adds to the reason.
+func (p *diskPlan) because(why string) {
+	if p.reason != "" {
+		why = p.reason + "; " + why
+	}
+	p.reason = why
+}
+
+// take makes a list of areas the plan.
+func (p *diskPlan) take(areas []area) {
+	areas = roundOut(areas, p.block, p.disk.Capacity)
+	p.changed = total(areas)
+	p.areas = coalesce(areas, p.block)
+	p.told = true
+}
+
+// readAll plans to read the whole disk.
+func (p *diskPlan) readAll() error {
+	p.areas, p.changed = nil, p.disk.Capacity
+	if p.disk.Capacity > 0 {
+		p.areas = []area{{Offset: 0, Length: p.disk.Capacity}}
+	}
+	return nil
+}
+
+// withoutParent plans again for a disk whose previous generation turned out to
+// be damaged.
+func (r *run) withoutParent(ctx context.Context, p *diskPlan, cause error) error {
+	p.parent, p.before = nil, nil
+	if err := r.plan(ctx, p, ""); err != nil {
+		return err
+	}
+	p.reason = "the previous generation is damaged: " + oneLine(cause)
+	if p.told {
+		lie, err := r.audit(ctx, p)
+		if err != nil {
+			return err
+		}
+		if lie != "" {
+			p.because(lie)
+			p.zeros, p.told = false, false
+			return p.readAll()
+		}
+	}
+	return nil
+}
+
+// store reads what was planned into the session.
+func (r *run) store(ctx context.Context, p *diskPlan, bufs *pool) error {
+	w, err := r.session.Disk(ctx, p.disk.Capacity, p.parent)
+	if err != nil {
+		return err
+	}
+	finished := false
+	defer func() {
+		if !finished {
+			w.Abandon()
+		}
+	}()
+	gaps := p.zeros && p.parent != nil // an empty tree needs no zeros
+	err = stream(ctx, p.src, steps(p.areas, p.disk.Capacity, gaps), bufs, func(ctx context.Context, s step, data []byte, release func()) error {
+		if s.zero {
+			return w.Zero(ctx, s.Offset, s.Length)
+		}
+		p.read.Add(s.Length)
+		if err := w.Write(ctx, s.Offset, data, release); err != nil {
+			return err
+		}
+		r.meter.add(p.disk.Label, s.Length)
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	p.tree, err = w.Finish(ctx)
+	finished = err == nil
+	return err
+}
+
+func (p *diskPlan) stats() repo.Stats {
+	return repo.Stats{
+		BytesCapacity: p.disk.Capacity, BytesChanged: p.changed, BytesRead: p.read.Load(),
+		BytesAudited: p.audited.Load(), BytesStored: p.tree.Stats.BytesSealed,
+	}
+}
+
+// manifest is the disk as the generation has it.
+func (p *diskPlan) manifest() repo.DiskManifest {
+	return repo.DiskManifest{
+		Key: p.disk.Key, Label: p.disk.Label, Name: p.name, Capacity: p.disk.Capacity,
+		DataBytes: p.tree.DataBytes, Root: p.tree.Root, Levels: p.tree.Levels,
+		ChangeID: p.disk.ChangeID, UUID: p.disk.UUID, BackingPath: p.disk.Chain[0], Adapter: p.disk.Adapter,
+		Descriptor: p.descriptor, Mode: p.mode, Reason: p.reason, Stats: p.stats(),
+	}
+}
+
+func (p *diskPlan) result() DiskResult {
+	return DiskResult{
+		Label: p.disk.Label, Name: p.name, Mode: p.mode, Reason: p.reason, BytesCapacity: p.disk.Capacity,
+		BytesChanged: p.changed, BytesRead: p.read.Load(), BytesAudited: p.audited.Load(), BytesNew: p.tree.Stats.BytesNew,
+	}
+}
