@@ -1,18 +1,15 @@
 package fsx
 
 import (
-	"errors"
 	"fmt"
 	"io"
 	"io/fs"
 	"math"
-	"math/rand/v2"
 	"path"
 	"sort"
 	"strings"
 	"sync"
 	"syscall"
-	"time"
 )
 
 // Mem is a file system in memory that knows what would survive a crash.
@@ -76,87 +73,6 @@ func (m *Mem) SetCapacity(n int64) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.capacity = n
-}
-
-// Crash ends the life of all handles and locks and throws away a part, chosen by
-// rng, of what was not synced. The file system can be used again at once.
-func (m *Mem) Crash(rng *rand.Rand) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	m.life++
-	// Half the crashes keep almost nothing or almost all: that is where
-	// orderings go wrong that a fair coin would rarely try.
-	keep := []float64{0, 0.1, 0.5, 0.9, 1}[rng.IntN(5)]
-	kept := map[*nameOp]bool{}
-	for _, op := range m.pending {
-		if op.after != nil && !kept[op.after] {
-			continue
-		}
-		if rng.Float64() < keep {
-			kept[op] = true
-			setName(op.dir.safe, op.name, op.node)
-		}
-	}
-	m.pending = nil
-	m.used = 0
-	m.settle(m.root, rng, map[*memNode]bool{})
-	m.unlocked.Broadcast()
-}
-
-// settle makes the surviving state below n the current one.
-func (m *Mem) settle(n *memNode, rng *rand.Rand, seen map[*memNode]bool) {
-	if seen[n] {
-		n.links++
-		return
-	}
-	seen[n] = true
-	n.links, n.readers, n.writer = 1, 0, false
-	if !n.dir {
-		n.data = tear(n.data, n.synced, rng)
-		n.synced = len(n.data)
-		m.used += int64(len(n.data))
-		return
-	}
-	n.now = make(map[string]*memNode, len(n.safe))
-	// In a fixed order, so that a seed means the same every time.
-	for _, name := range sortedNames(n.safe) {
-		c := n.safe[name]
-		n.now[name] = c
-		m.settle(c, rng, seen)
-	}
-}
-
-// tear returns what is left of a file of which only the first synced bytes last.
-func tear(data []byte, synced int, rng *rand.Rand) []byte {
-	const sector = 512
-	rest := len(data) - synced
-	if rest == 0 {
-		return data
-	}
-	switch rng.IntN(4) {
-	case 0:
-		return data[:synced:synced]
-	case 1:
-		return data
-	case 2:
-		n := synced + rng.IntN(rest+1)
-		return data[:n:n]
-	}
-	// The size went to disk before the bytes did.
-	torn := append([]byte(nil), data[:synced+rng.IntN(rest+1)]...)
-	for at := synced; at < len(torn); {
-		end := min(at/sector*sector+sector, len(torn))
-		switch rng.IntN(3) {
-		case 0:
-			clear(torn[at:end])
-		case 1:
-			for i := at; i < end; i++ {
-				torn[i] = byte(rng.Uint32())
-			}
-		}
-		at = end
-	}
-	return torn
 }
 
 // Plant puts a file there that lasts, in place of any that has that name: how
@@ -526,146 +442,3 @@ func (l *memLock) Close() error {
 	l.m.unlocked.Broadcast()
 	return nil
 }
-
-type memFile struct {
-	m     *Mem
-	n     *memNode
-	name  string
-	life  int
-	write bool
-
-	at     int
-	closed bool
-}
-
-// use checks that the handle lives; m.mu is held.
-func (f *memFile) use(op string, write bool) error {
-	err := error(nil)
-	switch {
-	case f.closed:
-		err = fs.ErrClosed
-	case f.life != f.m.life:
-		err = ErrCrashed
-	case f.n.dir:
-		err = syscall.EISDIR
-	case write && !f.write, op == "read" && f.write:
-		err = syscall.EBADF
-	default:
-		return nil
-	}
-	return &fs.PathError{Op: op, Path: f.name, Err: err}
-}
-
-func (f *memFile) Name() string { return f.name }
-
-func (f *memFile) Read(p []byte) (int, error) {
-	f.m.mu.Lock()
-	defer f.m.mu.Unlock()
-	if err := f.use("read", false); err != nil {
-		return 0, err
-	}
-	if len(p) == 0 {
-		return 0, nil
-	}
-	if f.at >= len(f.n.data) {
-		return 0, io.EOF
-	}
-	n := copy(p, f.n.data[f.at:])
-	f.at += n
-	return n, nil
-}
-
-func (f *memFile) ReadAt(p []byte, off int64) (int, error) {
-	f.m.mu.Lock()
-	defer f.m.mu.Unlock()
-	if err := f.use("read", false); err != nil {
-		return 0, err
-	}
-	if off < 0 {
-		return 0, &fs.PathError{Op: "read", Path: f.name, Err: errors.New("negative offset")}
-	}
-	if off >= int64(len(f.n.data)) {
-		if len(p) == 0 {
-			return 0, nil
-		}
-		return 0, io.EOF
-	}
-	n := copy(p, f.n.data[off:])
-	if n < len(p) {
-		return n, io.EOF
-	}
-	return n, nil
-}
-
-// Write always adds at the end: nothing in a repository is ever overwritten.
-func (f *memFile) Write(p []byte) (int, error) {
-	f.m.mu.Lock()
-	defer f.m.mu.Unlock()
-	if err := f.use("write", true); err != nil {
-		return 0, err
-	}
-	n := len(p)
-	if room := f.m.capacity - f.m.used; int64(n) > room {
-		n = int(max(0, room))
-	}
-	f.n.data = append(f.n.data, p[:n]...)
-	if f.n.links > 0 {
-		f.m.used += int64(n)
-	}
-	if n < len(p) {
-		return n, &fs.PathError{Op: "write", Path: f.name, Err: syscall.ENOSPC}
-	}
-	return n, nil
-}
-
-func (f *memFile) Sync() error {
-	f.m.mu.Lock()
-	defer f.m.mu.Unlock()
-	if err := f.use("sync", false); err != nil {
-		return err
-	}
-	f.n.synced = len(f.n.data)
-	return nil
-}
-
-func (f *memFile) Stat() (fs.FileInfo, error) {
-	f.m.mu.Lock()
-	defer f.m.mu.Unlock()
-	if f.closed || f.life != f.m.life {
-		return nil, f.use("stat", false)
-	}
-	return f.n.info(path.Base(f.name)), nil
-}
-
-func (f *memFile) Close() error {
-	f.m.mu.Lock()
-	defer f.m.mu.Unlock()
-	if f.closed {
-		return f.use("close", false)
-	}
-	f.closed = true
-	return nil
-}
-
-func (n *memNode) info(base string) fs.FileInfo {
-	return memInfo{name: base, size: int64(len(n.data)), dir: n.dir}
-}
-
-// memInfo says nothing of times: nothing in a repository may depend on them.
-type memInfo struct {
-	name string
-	size int64
-	dir  bool
-}
-
-func (i memInfo) Name() string { return i.name }
-func (i memInfo) Size() int64  { return i.size }
-func (i memInfo) Mode() fs.FileMode {
-	if i.dir {
-		return fs.ModeDir | 0o700
-	}
-	return 0o600
-}
-func (i memInfo) ModTime() time.Time { return time.Time{} }
-func (i memInfo) IsDir() bool        { return i.dir }
-func (i memInfo) Sys() any           { return nil }
