@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strings"
+	"sync"
 	"sync/atomic"
 
 	"hikae/backup/vmdk"
@@ -40,10 +42,7 @@ func (h *Host) OpenDisk(ctx context.Context, d Disk) (*DiskReader, error) {
 	if !d.frozen || len(d.Chain) == 0 {
 		return nil, fmt.Errorf("%s: %s is not frozen: only disks of a snapshot are read", h.name, d.Label)
 	}
-	volumes, err := h.volumes(ctx)
-	if err != nil {
-		return nil, err
-	}
+	volumes := sync.OnceValues(func() (map[string]string, error) { return h.volumes(ctx) })
 	r := &DiskReader{}
 	r.ctx, r.cancel = context.WithCancelCause(context.Background())
 	var links []vmdk.LinkSource
@@ -71,10 +70,11 @@ func (h *Host) OpenDisk(ctx context.Context, d Disk) (*DiskReader, error) {
 		links = append(links, link)
 		r.descriptor = text
 	}
-	r.chain, err = vmdk.OpenChain(ctx, links, vmdk.ChainOptions{ReadGap: readGap})
+	chain, err := vmdk.OpenChain(ctx, links, vmdk.ChainOptions{ReadGap: readGap})
 	if err != nil {
 		return nil, fmt.Errorf("%s: %s: %w", h.name, d.Label, err)
 	}
+	r.chain = chain
 	if r.chain.Capacity() != d.Capacity {
 		return nil, fmt.Errorf("%s: %s: the host says it has %d bytes, its descriptors say %d; consolidate or repair the disk first",
 			h.name, d.Label, d.Capacity, r.chain.Capacity())
@@ -106,8 +106,17 @@ func (h *Host) descriptor(ctx context.Context, name string) ([]byte, error) {
 // extent opens one extent file of a link. A flat file must have the size that
 // the descriptor says, to the byte; that of a sparse one is what it is now, and
 // must stay so, for the link is frozen.
-func (h *Host) extent(ctx context.Context, r *DiskReader, descriptor string, e vmdk.Extent, volumes map[string]string) (vmdk.File, error) {
-	name, err := beside(descriptor, e.File, volumes)
+func (h *Host) extent(ctx context.Context, r *DiskReader, descriptor string, e vmdk.Extent,
+	volumes func() (map[string]string, error),
+) (vmdk.File, error) {
+	var stores map[string]string
+	if strings.HasPrefix(e.File, "/") { // a parent of another VM: rare, and worth a question to the host only then
+		var err error
+		if stores, err = volumes(); err != nil {
+			return vmdk.File{}, err
+		}
+	}
+	name, err := beside(descriptor, e.File, stores)
 	if err != nil {
 		return vmdk.File{}, fmt.Errorf("%s: %w", h.name, err)
 	}

@@ -195,11 +195,11 @@ func (f *files) head(ctx context.Context, dsPath string) (size int64, err error)
 			return 0, err
 		}
 		defer discard(res)
-		switch {
-		case res.StatusCode == http.StatusOK:
+		switch res.StatusCode {
+		case http.StatusOK:
 			size = res.ContentLength
 			return 0, nil
-		case res.StatusCode == http.StatusMovedPermanently, res.StatusCode == http.StatusFound:
+		case http.StatusMovedPermanently, http.StatusFound:
 			size = -1 // a folder, asked for without its slash
 			return 0, nil
 		}

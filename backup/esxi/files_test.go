@@ -482,3 +482,25 @@ func FuzzContentRange(f *testing.F) {
 		}
 	})
 }
+
+// The pin holds for every connection, and a wrong certificate is no reason to
+// try again.
+func TestCertificateChanges(t *testing.T) {
+	var asked atomic.Int32
+	f := fileServer(t, quick(), func(w http.ResponseWriter, r *http.Request) {
+		asked.Add(1)
+		serve(w, r, make([]byte, 1000))
+	})
+	if _, err := f.all(t.Context(), 1000); err != nil {
+		t.Fatal(err)
+	}
+	got := f.session.transport.TLSClientConfig
+	other := strings.Repeat("AB:", 31) + "AB"
+	f.session.transport.CloseIdleConnections()
+	f.session.transport.TLSClientConfig = pinned("lab", f.addr, other)
+	_, err := f.all(t.Context(), 1000)
+	if !errors.Is(err, ErrThumbprint) || !strings.Contains(err.Error(), other) || asked.Load() != 1 {
+		t.Errorf("error %v, %d requests", err, asked.Load())
+	}
+	f.session.transport.TLSClientConfig = got
+}

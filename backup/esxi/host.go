@@ -25,7 +25,7 @@ type Host struct {
 	place            place
 
 	mu     sync.Mutex
-	owners map[string]string // snapshot id → VM id, as far as seen
+	owners map[string]owner // of snapshots seen, by id
 }
 
 // place is where a standalone host keeps its VMs: the same on every ESXi, asked
@@ -74,7 +74,7 @@ func connect(ctx context.Context, c Config, t tuning) (*Host, error) {
 	}
 	h := &Host{
 		name: c.Name, addr: addr, user: c.User, log: c.Logger, t: t, session: s,
-		owners: map[string]string{},
+		owners: map[string]owner{},
 	}
 	h.files = &files{session: s, gate: newThrottle(t, c.Clock), name: h.name, addr: addr, t: t, log: c.Logger}
 	h.control = &soapControl{h}
@@ -117,9 +117,10 @@ func (h *Host) start(ctx context.Context) error {
 	return nil
 }
 
-// Close logs out. The Host is of no use afterwards.
+// Close logs out, also when ctx has ended, and takes a few seconds at most. The
+// Host is of no use afterwards; what is still open on it fails.
 func (h *Host) Close(ctx context.Context) error {
-	return h.explain(ctx, "log out", h.session.close(ctx))
+	return h.explain(context.WithoutCancel(ctx), "log out", h.session.close(ctx))
 }
 
 // About is what the host said of itself at Connect.

@@ -209,7 +209,7 @@ func (h *Host) convert(m *mo.VirtualMachine) VM {
 			current = c.Value
 		}
 		vm.Snapshots = flatten(m.Snapshot.RootSnapshotList, "", current)
-		h.remember(vm.ID, vm.Snapshots)
+		h.remember(&vm)
 	}
 	c := m.Config
 	if c == nil {
@@ -227,13 +227,16 @@ func (h *Host) convert(m *mo.VirtualMachine) VM {
 	return vm
 }
 
+// owner is whose a snapshot is.
+type owner struct{ vm, vmName, name string }
+
 // remember notes whose a snapshot is, so that its removal can look after the
 // VM even when the snapshot itself is gone.
-func (h *Host) remember(vm string, snapshots []SnapshotInfo) {
+func (h *Host) remember(vm *VM) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	for _, s := range snapshots {
-		h.owners[s.ID] = vm
+	for _, s := range vm.Snapshots {
+		h.owners[s.ID] = owner{vm.ID, vm.Name, s.Name}
 	}
 }
 

@@ -96,8 +96,8 @@ func newSession(c Config, addr, pin string, t tuning) (*session, error) {
 	tr.DisableCompression = true
 	tr.ReadBufferSize, tr.WriteBufferSize = 256<<10, 256<<10
 	s.transport = tr
-	s.soap.Client.Transport = soapStatus{tr}
-	s.soap.Client.Jar = j
+	s.soap.Transport = soapStatus{tr}
+	s.soap.Jar = j
 	return s, nil
 }
 
@@ -306,7 +306,8 @@ func (s *session) alive(ctx context.Context) error {
 	return err
 }
 
-// close logs out; what it cannot say goodbye to expires by itself.
+// close logs out, within a few seconds; a session it cannot say goodbye to
+// expires by itself.
 func (s *session) close(ctx context.Context) error {
 	s.stop()
 	<-s.done
@@ -314,7 +315,8 @@ func (s *session) close(ctx context.Context) error {
 	if s.current() == 0 {
 		return nil
 	}
-	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	// Also for who is being interrupted: a host has few sessions to give.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
 	defer cancel()
 	var res methods.LogoutBody
 	err := s.soap.RoundTrip(ctx, &methods.LogoutBody{Req: &types.Logout{This: *s.vc.ServiceContent.SessionManager}}, &res)

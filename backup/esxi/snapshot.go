@@ -106,8 +106,11 @@ func (h *Host) FindSnapshots(ctx context.Context, vm *VM, name string) ([]Snapsh
 // links are merged. A snapshot that is gone is no error, so the call can be
 // repeated after any failure. Merging goes on on the host when ctx ends.
 func (h *Host) RemoveSnapshot(ctx context.Context, id string) error {
-	const what = "remove a snapshot"
-	vm := h.ownerOf(ctx, id)
+	whose := h.ownerOf(ctx, id)
+	what, vm := "remove snapshot "+id, whose.vm
+	if whose.name != "" {
+		what = fmt.Sprintf("remove snapshot %s of %s", whose.name, whose.vmName)
+	}
 	for try := 1; ; try++ {
 		err := h.control.removeSnapshot(ctx, id)
 		if err == nil || gone(err) {
@@ -137,14 +140,18 @@ func (h *Host) RemoveSnapshot(ctx context.Context, id string) error {
 	return h.explain(ctx, what, err)
 }
 
-// ownerOf is the VM that a snapshot belongs to; "" when nobody knows any more.
-func (h *Host) ownerOf(ctx context.Context, id string) string {
-	if m, err := fetchOne[mo.VirtualMachineSnapshot](ctx, h, snapshotRef(id), "vm"); err == nil && m.Vm.Value != "" {
-		return m.Vm.Value
-	}
+// ownerOf is whose a snapshot is; its zero value when nobody knows any more.
+func (h *Host) ownerOf(ctx context.Context, id string) owner {
 	h.mu.Lock()
-	defer h.mu.Unlock()
-	return h.owners[id]
+	o, ok := h.owners[id]
+	h.mu.Unlock()
+	if ok {
+		return o
+	}
+	if m, err := fetchOne[mo.VirtualMachineSnapshot](ctx, h, snapshotRef(id), "vm"); err == nil {
+		o.vm = m.Vm.Value
+	}
+	return o
 }
 
 // merged sees to it that no removed snapshot's link stays behind.

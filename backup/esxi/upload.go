@@ -43,9 +43,9 @@ func (f *files) put(ctx context.Context, what, dsPath string, r io.Reader, size 
 		body = http.NoBody
 	}
 	// The connection may go on reading after it has failed.
-	defer source.Close()
+	defer source.Close() //nolint:errcheck // it only waits
 	res, err := f.send(ctx, http.MethodPut, dsPath, http.Header{"Content-Type": {"application/octet-stream"}}, body, size)
-	failed, sent, ended := source.state()
+	sent, ended, failed := source.state()
 	switch {
 	case failed != nil:
 		err = fmt.Errorf("%s: %s: %w: %w", f.name, what, errSource, failed)
@@ -102,7 +102,7 @@ func (s *source) Read(p []byte) (int, error) {
 	s.dog.alive()
 	s.sent += int64(n)
 	switch {
-	case err == io.EOF: //nolint:errorlint // io.Reader returns it bare
+	case err == io.EOF:
 		s.ended = true
 	case err != nil:
 		s.err = err
@@ -118,9 +118,9 @@ func (s *source) Close() error {
 	return nil
 }
 
-// state is the reader's own error, the bytes it gave, and whether it ended.
-func (s *source) state() (err error, sent int64, ended bool) {
+// state is the bytes that the reader gave, whether it ended, and its own error.
+func (s *source) state() (sent int64, ended bool, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.err, s.sent, s.ended
+	return s.sent, s.ended, s.err
 }
