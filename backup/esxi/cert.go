@@ -34,7 +34,7 @@ func Certificate(ctx context.Context, address string) (Cert, error) {
 	if err != nil {
 		return Cert{}, errf(ErrUnreachable, err, "%s cannot be reached: %s", addr, root(err))
 	}
-	defer conn.Close()
+	defer conn.Close() //nolint:errcheck // nothing was said on it
 	certs := conn.(*tls.Conn).ConnectionState().PeerCertificates
 	if len(certs) == 0 {
 		return Cert{}, fmt.Errorf("%s shows no certificate", addr)

@@ -32,7 +32,7 @@ func quick() tuning {
 
 // fileServer is a /folder that answers whatever a test wants: the simulated
 // host is true, and these tests are about hosts (or things between) that are not.
-func fileServer(t *testing.T, tune tuning, handler http.HandlerFunc) *files {
+func fileServer(t testing.TB, tune tuning, handler http.HandlerFunc) *files {
 	t.Helper()
 	srv := httptest.NewUnstartedServer(handler)
 	srv.Config.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, slog.LevelError)
