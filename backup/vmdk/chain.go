@@ -62,7 +62,7 @@ func OpenChain(ctx context.Context, links []LinkSource, o ChainOptions) (*Chain,
 	case o.ReadGap < 0:
 		c.gap = 0
 	}
-	c.scratch.New = func() any { b := make([]byte, scratchSize); return &b }
+	c.scratch.New = newScratch
 	cache := newPageCache(o.CacheBytes)
 	for i, ls := range links {
 		d := ls.Descriptor
@@ -88,6 +88,8 @@ func OpenChain(ctx context.Context, links []LinkSource, o ChainOptions) (*Chain,
 	}
 	return c, nil
 }
+
+func newScratch() any { b := make([]byte, scratchSize); return &b }
 
 func openLink(ctx context.Context, ls LinkSource, cache *pageCache) (*link, error) {
 	l := &link{}
@@ -371,6 +373,39 @@ func (c *Chain) step(ctx context.Context, level int, off, n int64) (bool, int64,
 		return false, 0, fmt.Errorf("%s: find data at %d: it ends at %d", s.src.name, s.fileOff, end)
 	}
 	return true, min(s.n, end-s.fileOff), nil
+}
+
+// Links is how many links the chain has.
+func (c *Chain) Links() int { return len(c.links) }
+
+// Held finds the first area at or after off that link i (0: the base) holds itself, whatever the links above and below
+// have there; zero says that it holds it as zeros. io.EOF: it holds nothing further. A flat link holds everything.
+func (c *Chain) Held(ctx context.Context, i int, off int64) (a Area, zeros bool, err error) {
+	if off < 0 {
+		return a, false, fmt.Errorf("data at %d: %w", off, errNegative)
+	}
+	l := c.links[i]
+	for off < c.size {
+		if off%lookAhead == 0 {
+			l.prefetch(ctx, off, min(lookAhead, c.size-off))
+		}
+		s, err := l.next(ctx, off, min(c.size-off, lookAhead-off%lookAhead))
+		if err != nil {
+			return a, false, err
+		}
+		if s.kind != fromParent {
+			return Area{off, s.n}, s.kind == zero, nil
+		}
+		off += s.n
+	}
+	return a, false, io.EOF
+}
+
+// At is the disk as it was when link i froze: the chain without the links above it. It shares their tables with c.
+func (c *Chain) At(i int) *Chain {
+	v := &Chain{links: c.links[:i+1], size: c.size, gap: c.gap}
+	v.scratch.New = newScratch
+	return v
 }
 
 // Allocated is every area that may hold data, in order, none touching the next. A flat link holds all of its disk unless its
