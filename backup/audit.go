@@ -27,10 +27,10 @@ func (r *run) auditAll(ctx context.Context) error {
 			told++
 		}
 	}
-	if told == 0 || r.AuditBlocks < 0 {
+	if told == 0 || r.auditBlocks < 0 {
 		return nil
 	}
-	r.meter.begin(PhaseAudit, told*int64(r.AuditBlocks)*int64(r.Repo.BlockSize()), "")
+	r.meter.begin(PhaseAudit, told*int64(r.auditBlocks)*int64(r.Repo.BlockSize()), "")
 	var mu sync.Mutex
 	var lie string
 	err := r.each(ctx, func(ctx context.Context, p *diskPlan) error {
@@ -39,8 +39,7 @@ func (r *run) auditAll(ctx context.Context) error {
 		}
 		found, err := r.audit(ctx, p)
 		if p.parent != nil && errors.Is(err, repo.ErrDamaged) {
-			r.log.Warn("the previous generation is damaged, reading the disk without it", "disk", p.disk.Label, "error", err)
-			return r.withoutParent(ctx, p, err)
+			return r.withoutParent(ctx, p, r.plan, err)
 		}
 		if found != "" {
 			mu.Lock()
@@ -57,8 +56,8 @@ func (r *run) auditAll(ctx context.Context) error {
 }
 
 // audit samples one disk and returns what was found wrong, "" when nothing was.
-func (r *run) audit(ctx context.Context, p *diskPlan) (lie string, err error) {
-	sample, err := choose(ctx, p, r.AuditBlocks)
+func (k *worker) audit(ctx context.Context, p *diskPlan) (lie string, err error) {
+	sample, err := choose(ctx, p, k.auditBlocks)
 	if err != nil {
 		return "", err
 	}
@@ -72,7 +71,7 @@ func (r *run) audit(ctx context.Context, p *diskPlan) (lie string, err error) {
 				return err
 			}
 			p.audited.Add(a.Length)
-			r.meter.add(p.disk.Label, a.Length)
+			k.meter.add(p.disk.Label, a.Length)
 			ok, err := p.asPlanned(ctx, a, buf)
 			if err == nil && !ok {
 				mu.Lock()
@@ -101,7 +100,11 @@ func (p *diskPlan) asPlanned(ctx context.Context, a area, data []byte) (bool, er
 // when there are no more. Half are anywhere, half where the previous generation
 // has data, for most of a disk is empty and emptiness rarely lies.
 func choose(ctx context.Context, p *diskPlan, n int) ([]area, error) {
-	rest := leftOut(p.areas, p.block, p.disk.Capacity)
+	known := p.areas
+	if p.cover != nil {
+		known = p.cover
+	}
+	rest := leftOut(known, p.block, p.disk.Capacity)
 	var out []area
 	if rest.n <= int64(n) {
 		for k := range rest.n {

@@ -16,8 +16,6 @@ import (
 	"syscall"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"hikae/repo"
 )
 
@@ -275,9 +273,9 @@ func (c *copying) checkpoint(f repo.File, out *os.File, at int64) error {
 		c.sick = true // a second sync would succeed and prove nothing
 		return err
 	}
-	// A copy is read by somebody else, later: it need not push the machine's
-	// own work out of the page cache.
-	_ = unix.Fadvise(int(out.Fd()), 0, at, unix.FADV_DONTNEED)
+	if f.StoredBytes > memory()/2 { // it would push everything else out of the page cache
+		forget(out, 0, at)
+	}
 	c.since = 0
 	c.state.Files[f.Name].Done = at
 	return c.state.save()
@@ -355,7 +353,7 @@ func dataSteps(ctx context.Context, d *repo.Disk, off int64, err *error) iter.Se
 				*err = nextErr
 				return
 			}
-			for s := range steps([]area{{Offset: start, Length: end - start}}, d.Size(), false) {
+			for s := range steps([]area{{Offset: start, Length: end - start}}, nil) {
 				if !yield(s) {
 					return
 				}
@@ -363,35 +361,4 @@ func dataSteps(ctx context.Context, d *repo.Disk, off int64, err *error) iter.Se
 			off = end
 		}
 	}
-}
-
-// publish gives a finished file its name, unless that is taken.
-func publish(part, final string) error {
-	err := unix.Renameat2(unix.AT_FDCWD, part, unix.AT_FDCWD, final, unix.RENAME_NOREPLACE)
-	if !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOSYS) && !errors.Is(err, unix.ENOTSUP) {
-		return err
-	}
-	// Network file systems without that flag: nobody else writes here while the
-	// state file is locked.
-	if _, err := os.Lstat(final); err == nil {
-		return fs.ErrExist
-	}
-	return os.Rename(part, final)
-}
-
-// freeBytes is the room left for this user on a folder's file system.
-func freeBytes(dir string) (int64, error) {
-	var s unix.Statfs_t
-	if err := unix.Statfs(dir, &s); err != nil {
-		return 0, err
-	}
-	return int64(s.Bavail) * s.Bsize, nil
-}
-
-// allocated is what a file takes on its file system, in bytes.
-func allocated(info os.FileInfo) int64 {
-	if s, ok := info.Sys().(*syscall.Stat_t); ok {
-		return s.Blocks * 512
-	}
-	return info.Size()
 }

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"sync/atomic"
 
 	"golang.org/x/sync/errgroup"
 
@@ -17,29 +16,6 @@ import (
 // disksAtOnce is how many disks of a VM are read together. More do not help: a
 // host serves four requests at a time.
 const disksAtOnce = 4
-
-// diskPlan is what a run knows of one disk and does with it.
-type diskPlan struct {
-	disk       esxi.Disk // as frozen
-	name       string    // base of its file names
-	descriptor string
-	src        source
-	parent     *repo.Disk // the same disk in the previous generation; nil: nothing is taken from there
-	before     *repo.DiskManifest
-	block      int64
-
-	mode, reason string
-	// areas is what to read: whole blocks, sorted. What lies outside is as in
-	// the parent, or, with zeros set, holds only zeros.
-	areas []area
-	zeros bool
-	told  bool // areas come from the host's word, so the rest has to be sampled
-
-	changed int64 // bytes of areas before reads were joined
-	read    atomic.Int64
-	audited atomic.Int64
-	tree    repo.DiskTree
-}
 
 func diskByKey(disks []esxi.Disk, key int32) *esxi.Disk {
 	i := slices.IndexFunc(disks, func(d esxi.Disk) bool { return d.Key == key })
@@ -69,20 +45,7 @@ func (r *run) readDisks(ctx context.Context) error {
 	}
 	r.meter.begin(PhaseRead, toRead, "")
 	bufs := newPool(poolPieces)
-	return r.each(ctx, func(ctx context.Context, p *diskPlan) error {
-		err := r.store(ctx, p, bufs)
-		if p.parent == nil || !errors.Is(err, repo.ErrDamaged) {
-			return err
-		}
-		// A damaged previous generation must not keep the next one from being
-		// made; it is what the operator needs most then.
-		r.log.Warn("the previous generation is damaged, reading the disk without it", "disk", p.disk.Label, "error", err)
-		if err := r.withoutParent(ctx, p, err); err != nil {
-			return err
-		}
-		r.meter.grow(total(p.areas))
-		return r.store(ctx, p, newPool(poolPieces/2))
-	})
+	return r.each(ctx, func(ctx context.Context, p *diskPlan) error { return r.storeOrReplan(ctx, p, bufs, r.plan) })
 }
 
 // each works on the disks, a few at once.
@@ -160,7 +123,7 @@ func (r *run) describe(ctx context.Context, reader *esxi.DiskReader, d *esxi.Dis
 // changed and allocated areas is not taken, "" when it is.
 func (r *run) plan(ctx context.Context, p *diskPlan, doubt string) error {
 	capacity := p.disk.Capacity
-	p.told, p.zeros = false, false
+	p.told, p.zeros, p.cover = false, false, nil
 	switch {
 	case r.Full:
 		p.mode, p.reason = repo.ModeFull, "a full backup was asked for"
@@ -176,7 +139,8 @@ func (r *run) plan(ctx context.Context, p *diskPlan, doubt string) error {
 	}
 	if doubt != "" {
 		p.because(doubt)
-		return p.readAll()
+		p.readAll()
+		return nil
 	}
 	if p.mode == repo.ModeScan && p.reason == "" {
 		areas, why, err := r.ask(ctx, p, p.before.ChangeID)
@@ -209,14 +173,16 @@ func (r *run) plan(ctx context.Context, p *diskPlan, doubt string) error {
 		if p.mode == repo.ModeFull {
 			p.because("change tracking is off, so everything was read")
 		}
-		return p.readAll()
+		p.readAll()
+		return nil
 	}
 	areas, why, err := r.ask(ctx, p, "*")
 	if err != nil {
 		return err
 	}
 	if why != "" {
-		return p.readAll()
+		p.readAll()
+		return nil
 	}
 	p.zeros = true
 	p.take(areas)
@@ -238,107 +204,4 @@ func (r *run) ask(ctx context.Context, p *diskPlan, since string) (areas []area,
 		areas[i] = area(t)
 	}
 	return tidy(areas, p.disk.Capacity), "", nil
-}
-
-// because adds to the reason.
-func (p *diskPlan) because(why string) {
-	if p.reason != "" {
-		why = p.reason + "; " + why
-	}
-	p.reason = why
-}
-
-// take makes a list of areas the plan.
-func (p *diskPlan) take(areas []area) {
-	areas = roundOut(areas, p.block, p.disk.Capacity)
-	p.changed = total(areas)
-	p.areas = coalesce(areas, p.block)
-	p.told = true
-}
-
-// readAll plans to read the whole disk.
-func (p *diskPlan) readAll() error {
-	p.areas, p.changed = nil, p.disk.Capacity
-	if p.disk.Capacity > 0 {
-		p.areas = []area{{Offset: 0, Length: p.disk.Capacity}}
-	}
-	return nil
-}
-
-// withoutParent plans again for a disk whose previous generation turned out to
-// be damaged.
-func (r *run) withoutParent(ctx context.Context, p *diskPlan, cause error) error {
-	p.parent, p.before = nil, nil
-	if err := r.plan(ctx, p, ""); err != nil {
-		return err
-	}
-	p.reason = "the previous generation is damaged: " + oneLine(cause)
-	if p.told {
-		lie, err := r.audit(ctx, p)
-		if err != nil {
-			return err
-		}
-		if lie != "" {
-			p.because(lie)
-			p.zeros, p.told = false, false
-			return p.readAll()
-		}
-	}
-	return nil
-}
-
-// store reads what was planned into the session.
-func (r *run) store(ctx context.Context, p *diskPlan, bufs *pool) error {
-	w, err := r.session.Disk(ctx, p.disk.Capacity, p.parent)
-	if err != nil {
-		return err
-	}
-	finished := false
-	defer func() {
-		if !finished {
-			w.Abandon()
-		}
-	}()
-	gaps := p.zeros && p.parent != nil // an empty tree needs no zeros
-	err = stream(ctx, p.src, steps(p.areas, p.disk.Capacity, gaps), bufs, func(ctx context.Context, s step, data []byte, release func()) error {
-		if s.zero {
-			return w.Zero(ctx, s.Offset, s.Length)
-		}
-		p.read.Add(s.Length)
-		if err := w.Write(ctx, s.Offset, data, release); err != nil {
-			return err
-		}
-		r.meter.add(p.disk.Label, s.Length)
-		return nil
-	})
-	if err != nil {
-		return err
-	}
-	p.tree, err = w.Finish(ctx)
-	finished = err == nil
-	return err
-}
-
-func (p *diskPlan) stats() repo.Stats {
-	return repo.Stats{
-		BytesCapacity: p.disk.Capacity, BytesChanged: p.changed, BytesRead: p.read.Load(),
-		BytesAudited: p.audited.Load(), BytesStored: p.tree.Stats.BytesSealed,
-	}
-}
-
-// manifest is the disk as the generation has it.
-func (p *diskPlan) manifest() repo.DiskManifest {
-	return repo.DiskManifest{
-		Key: p.disk.Key, Label: p.disk.Label, Name: p.name, Capacity: p.disk.Capacity,
-		DataBytes: p.tree.DataBytes, Root: p.tree.Root, Levels: p.tree.Levels,
-		ChangeID: p.disk.ChangeID, UUID: p.disk.UUID, BackingPath: p.disk.Chain[0], Adapter: p.disk.Adapter,
-		Descriptor: p.descriptor, Mode: p.mode, Reason: p.reason, Stats: p.stats(),
-	}
-}
-
-func (p *diskPlan) result() DiskResult {
-	return DiskResult{
-		Label: p.disk.Label, Name: p.name, Mode: p.mode, Reason: p.reason, BytesCapacity: p.disk.Capacity,
-		BytesChanged: p.changed, BytesRead: p.read.Load(), BytesAudited: p.audited.Load(), BytesNew: p.tree.Stats.BytesNew,
-	}
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"os"
 	"slices"
 	"strings"
@@ -27,20 +26,18 @@ const (
 // run is one run of Run.
 type run struct {
 	Options
-	log   *slog.Logger
+	worker
 	now   func() time.Time
-	meter *meter
 	id    string
 	began time.Time
 	taken time.Time // when the snapshot was made: the generation's time
 
-	vm      *esxi.VM
-	snap    *esxi.Snapshot
-	session *repo.Session
-	parent  *parent
-	files   vmFiles
-	plans   []*diskPlan
-	res     Result
+	vm     *esxi.VM
+	snap   *esxi.Snapshot
+	parent *parent
+	files  vmFiles
+	plans  []*diskPlan
+	res    Result
 }
 
 // parent is the VM's previous generation.
@@ -68,9 +65,12 @@ func Run(ctx context.Context, o Options) (Result, error) {
 	if o.AuditBlocks == 0 {
 		o.AuditBlocks = defaultAudit
 	}
-	r := &run{Options: o, log: orDiscard(o.Logger), now: orNow(o.Clock), meter: newMeter(o.Progress), id: newRunID()}
+	r := &run{Options: o, now: orNow(o.Clock), id: newRunID()}
 	r.began = r.now()
-	r.log = r.log.With("host", o.HostName, "vm", o.VM, "run", r.id)
+	r.worker = worker{
+		log:   orDiscard(o.Logger).With("host", o.HostName, "vm", o.VM, "run", r.id),
+		meter: newMeter(o.Progress), auditBlocks: o.AuditBlocks,
+	}
 	r.res = Result{Host: o.HostName, VM: o.VM, Disks: []DiskResult{}}
 	err := r.run(ctx)
 	r.res.Seconds = r.now().Sub(r.began).Seconds()
@@ -343,7 +343,9 @@ func (res *Result) commit(ctx context.Context, s *repo.Session, m repo.Manifest,
 	}
 	m.Stats = repo.Stats{
 		BytesCapacity: res.BytesCapacity, BytesChanged: res.BytesChanged, BytesRead: res.BytesRead,
-		BytesAudited: res.BytesAudited, BytesStored: s.Stats().BytesStored, Seconds: now().Sub(began).Seconds(),
+		// What the files came to is known only after the commit; this is their
+		// content without tree nodes and index.
+		BytesAudited: res.BytesAudited, BytesStored: s.Stats().BytesSealed, Seconds: now().Sub(began).Seconds(),
 	}
 	// Generations are told apart by whole seconds; two runs of a tiny VM can
 	// fall into one. The later one then says the next second.

@@ -68,26 +68,41 @@ type step struct {
 }
 
 // steps cuts areas into reads of at most pieceSize bytes that end at multiples of
-// pieceSize (so long areas are read in aligned pieces). With gaps, what lies
-// between the areas is yielded too, as zeros.
-func steps(areas []area, capacity int64, gaps bool) iter.Seq[step] {
+// pieceSize (so long areas are read in aligned pieces). What within has besides
+// the areas is yielded too, as zeros; every area lies within one of within's,
+// unless that is empty.
+func steps(areas, within []area) iter.Seq[step] {
 	return func(yield func(step) bool) {
-		var at int64
-		for _, a := range areas {
-			if gaps && a.Offset > at && !yield(step{area{Offset: at, Length: a.Offset - at}, true}) {
-				return
-			}
-			at = a.End()
-			for off := a.Offset; off < at; {
-				end := min((off/pieceSize+1)*pieceSize, at)
+		reads := func(a area) bool {
+			for off := a.Offset; off < a.End(); {
+				end := min((off/pieceSize+1)*pieceSize, a.End())
 				if !yield(step{area{Offset: off, Length: end - off}, false}) {
-					return
+					return false
 				}
 				off = end
 			}
+			return true
 		}
-		if gaps && at < capacity {
-			yield(step{area{Offset: at, Length: capacity - at}, true})
+		zeros := func(from, to int64) bool {
+			return from >= to || yield(step{area{Offset: from, Length: to - from}, true})
+		}
+		rest := areas
+		for _, w := range within {
+			at := w.Offset
+			for len(rest) > 0 && rest[0].Offset < w.End() {
+				if !zeros(at, rest[0].Offset) || !reads(rest[0]) {
+					return
+				}
+				at, rest = rest[0].End(), rest[1:]
+			}
+			if !zeros(at, w.End()) {
+				return
+			}
+		}
+		for _, a := range rest {
+			if !reads(a) {
+				return
+			}
 		}
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -51,7 +52,7 @@ func TestStreamsShareAPoolInOrder(t *testing.T) {
 			}
 			var at int64
 			var late sync.WaitGroup
-			err := stream(context.Background(), &memSource{data: data}, steps(areas, capacity, true), bufs,
+			err := stream(context.Background(), &memSource{data: data}, steps(areas, []area{{Offset: 0, Length: capacity}}), bufs,
 				func(_ context.Context, s step, p []byte, release func()) error {
 					if s.Offset != at || (s.zero != (p == nil)) {
 						t.Errorf("step %+v out of order at %d", s, at)
@@ -88,6 +89,27 @@ func TestStreamsShareAPoolInOrder(t *testing.T) {
 	}
 	if len(bufs.free)+bufs.left != 3 {
 		t.Error("buffers were lost")
+	}
+}
+
+func TestSteps(t *testing.T) {
+	const p = pieceSize
+	for _, c := range []struct {
+		areas, within []area
+		want          []step
+	}{
+		{[]area{{Offset: p / 2, Length: p}}, nil, []step{{area{Offset: p / 2, Length: p / 2}, false}, {area{Offset: p, Length: p / 2}, false}}},
+		{
+			[]area{{Offset: 10, Length: 5}, {Offset: 20, Length: 5}, {Offset: 40, Length: 2}},
+			[]area{{Offset: 0, Length: 25}, {Offset: 30, Length: 5}, {Offset: 40, Length: 10}},
+			[]step{{area{Offset: 0, Length: 10}, true}, {area{Offset: 10, Length: 5}, false}, {area{Offset: 15, Length: 5}, true}, {area{Offset: 20, Length: 5}, false}, {area{Offset: 30, Length: 5}, true}, {area{Offset: 40, Length: 2}, false}, {area{Offset: 42, Length: 8}, true}},
+		},
+		{nil, []area{{Offset: 0, Length: 9 * p}}, []step{{area{Offset: 0, Length: 9 * p}, true}}},
+		{nil, nil, nil},
+	} {
+		if got := slices.Collect(steps(c.areas, c.within)); !slices.Equal(got, c.want) {
+			t.Errorf("steps(%v, %v) = %v, want %v", c.areas, c.within, got, c.want)
+		}
 	}
 }
 
@@ -133,7 +155,7 @@ func TestStreamEndsOnErrors(t *testing.T) {
 				ctx = c.ctx()
 			}
 			bufs := newPool(4)
-			err := stream(ctx, c.src, steps(whole, whole[0].Length, false), bufs, c.take)
+			err := stream(ctx, c.src, steps(whole, nil), bufs, c.take)
 			if !errors.Is(err, c.want) {
 				t.Errorf("%v, want %v", err, c.want)
 			}
