@@ -72,11 +72,11 @@ type GuestInfo struct {
 type DiskManifest struct {
 	Key         int32  `json:"key"`
 	Label       string `json:"label,omitempty"`
-	Name        string `json:"name"`             // base of the file names: web01 gives web01.vmdk and web01-flat.vmdk
-	Capacity    int64  `json:"capacity"`         // bytes
-	DataBytes   int64  `json:"data_bytes"`       // bytes that are not holes
-	Root        []byte `json:"root"`             // the tree's root record, 48 bytes; from DiskTree
-	Levels      int    `json:"levels"`           // of the tree; from DiskTree
+	Name        string `json:"name"`       // base of the file names: web01 gives web01.vmdk and web01-flat.vmdk
+	Capacity    int64  `json:"capacity"`   // bytes
+	DataBytes   int64  `json:"data_bytes"` // bytes that are not holes
+	Root        []byte `json:"root"`       // the tree's root record, 48 bytes; from DiskTree
+	Levels      int    `json:"levels"`     // of the tree; from DiskTree
 	ChangeID    string `json:"change_id,omitempty"`
 	UUID        string `json:"uuid,omitempty"`
 	BackingPath string `json:"backing_path,omitempty"`

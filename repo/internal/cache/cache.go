@@ -125,7 +125,6 @@ var errGone = errors.New("evicted meanwhile")
 
 // load runs on the goroutine that asked first.
 func (e *Entry[K, V]) load(ctx context.Context, load func(context.Context) (V, int64, error)) (*Entry[K, V], error) {
-	s := e.shard
 	finished := false
 	defer func() {
 		if !finished { // load panicked: let nobody wait for ever
@@ -138,6 +137,37 @@ func (e *Entry[K, V]) load(ctx context.Context, load func(context.Context) (V, i
 		e.finish(err)
 		return nil, err
 	}
+	e.fill(v, size)
+	return e, nil
+}
+
+// Reserve says that the caller will load k, unless it is there or on its way
+// already: then it returns nil. Until Fill or Fail, one of which must follow,
+// others who ask for k wait.
+func (c *Cache[K, V]) Reserve(k K) *Entry[K, V] {
+	s := c.shard(k)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.entries[k] != nil {
+		return nil
+	}
+	e := &Entry[K, V]{shard: s, key: k, loaded: make(chan struct{}), users: 1, cached: true}
+	s.entries[k] = e
+	return e
+}
+
+// Fill ends a reservation with a value, which it gives up: e must not be used any
+// more.
+func (e *Entry[K, V]) Fill(v V, size int64) {
+	e.fill(v, size)
+	e.Release()
+}
+
+// Fail ends a reservation without a value; those who wait load it themselves.
+func (e *Entry[K, V]) Fail() { e.finish(errGone) }
+
+func (e *Entry[K, V]) fill(v V, size int64) {
+	s := e.shard
 	e.value, e.size = v, size
 	close(e.loaded)
 	s.mu.Lock()
@@ -149,7 +179,6 @@ func (e *Entry[K, V]) load(ctx context.Context, load func(context.Context) (V, i
 	}
 	s.mu.Unlock()
 	s.release(gone)
-	return e, nil
 }
 
 // finish ends a failed load.

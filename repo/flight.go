@@ -1,0 +1,158 @@
+package repo
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"path"
+	"sync"
+
+	"hikae/repo/internal/block"
+	"hikae/repo/internal/pack"
+)
+
+// flight knows the ids that a session is storing and whose packs are not
+// published yet: equal blocks written at the same time are stored once. An id
+// leaves when the index knows it.
+type flight struct{ shards [64]flightShard }
+
+type flightShard struct {
+	mu  sync.Mutex
+	ids map[block.ID]*landing
+}
+
+// landing is the place of a block that somebody is finding out.
+type landing struct {
+	done chan struct{}
+	rec  block.Record
+	err  error
+}
+
+// claim returns what is known of id; mine says that nobody is storing it, and the
+// caller has to find its place and call land.
+func (f *flight) claim(id block.ID) (l *landing, mine bool) {
+	s := &f.shards[id[0]%64]
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if l := s.ids[id]; l != nil {
+		return l, false
+	}
+	if s.ids == nil {
+		s.ids = make(map[block.ID]*landing)
+	}
+	l = &landing{done: make(chan struct{})}
+	s.ids[id] = l
+	return l, true
+}
+
+func (f *flight) forget(id block.ID) {
+	s := &f.shards[id[0]%64]
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.ids, id)
+}
+
+func (l *landing) land(rec block.Record, err error) {
+	l.rec, l.err = rec, err
+	close(l.done)
+}
+
+// wait returns the place when it is known.
+func (l *landing) wait(ctx context.Context) (block.Record, error) {
+	select {
+	case <-l.done:
+		return l.rec, l.err
+	case <-ctx.Done():
+		return block.Record{}, context.Cause(ctx)
+	}
+}
+
+// reuse judges packs that a session could point to. A pack counts only while its
+// file is there and nobody has condemned it.
+type reuse struct {
+	r         *Repository
+	mu        sync.RWMutex
+	condemned map[string]bool
+	packs     map[packKey]bool
+}
+
+func (u *reuse) init(r *Repository) {
+	u.r = r
+	u.packs = make(map[packKey]bool)
+}
+
+// condemnedDir holds an entry for every pack that collection means to delete,
+// called as the pack.
+const condemnedDir = "condemned"
+
+func (u *reuse) loadCondemned() error {
+	list, err := u.r.fs.ReadDir(condemnedDir)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	condemned := make(map[string]bool, len(list))
+	for _, e := range list {
+		condemned[e.Name()] = true
+	}
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.condemned = condemned
+	return nil
+}
+
+// pack tells whether a pack may be pointed to. Storage is asked once a pack.
+func (u *reuse) pack(t pack.Type, h block.Handle) bool {
+	k := packKey{t, h}
+	u.mu.RLock()
+	good, ok := u.packs[k]
+	u.mu.RUnlock()
+	if ok {
+		return good
+	}
+	good = u.look(k) == nil
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.packs[k] = good
+	return good
+}
+
+func (u *reuse) look(k packKey) error {
+	u.mu.RLock()
+	condemned := u.condemned[k.handle.String()]
+	u.mu.RUnlock()
+	if condemned {
+		return errors.New("it is condemned")
+	}
+	_, err := u.r.fs.Stat(k.typ.Path(k.handle))
+	return err
+}
+
+// verify asks again about every pack that was found good: the last thing before a
+// commit. Packs condemned from now on stay until after this session.
+func (u *reuse) verify(ctx context.Context) error {
+	if err := u.loadCondemned(); err != nil {
+		return err
+	}
+	u.mu.RLock()
+	var good []packKey
+	for k, ok := range u.packs {
+		if ok {
+			good = append(good, k)
+		}
+	}
+	u.mu.RUnlock()
+	for _, k := range good {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		if err := u.look(k); err != nil {
+			u.mu.Lock()
+			u.packs[k] = false
+			u.mu.Unlock()
+			return fmt.Errorf("pack %s, which this backup reuses, went away meanwhile; run the backup again: %w",
+				path.Base(k.typ.Path(k.handle)), err)
+		}
+	}
+	return nil
+}

@@ -1,0 +1,181 @@
+package repo
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+
+	"hikae/repo/internal/block"
+	"hikae/repo/internal/codec"
+	"hikae/repo/internal/pack"
+	"hikae/repo/internal/tree"
+)
+
+// reader is working memory for reading records.
+type reader struct {
+	pack.Scratch
+	buf []byte // sealed bytes
+}
+
+// room returns a buffer of n bytes.
+func (x *reader) room(n int) []byte {
+	if cap(x.buf) < n {
+		x.buf = make([]byte, n)
+	}
+	return x.buf[:n]
+}
+
+// rawSize is the plaintext size of a record of the kind.
+func (r *Repository) rawSize(k block.Kind) int {
+	if k.IsNode() {
+		return tree.NodeSize
+	}
+	return r.config.BlockSize
+}
+
+// openPack lends an open pack; the caller releases it.
+func (r *Repository) openPack(ctx context.Context, t pack.Type, h block.Handle) (*packEntry, error) {
+	return r.packs.Get(ctx, packKey{t, h}, func(context.Context) (*pack.Pack, int64, error) {
+		p, err := pack.Open(r.fs, r.ring, r.config.id, t, h)
+		return p, 1, err
+	})
+}
+
+// plausible refuses lengths that no honest record has, before memory is taken.
+func (r *Repository) plausible(rec block.Record) error {
+	if n, most := int(rec.Length), r.rawSize(rec.Kind)+pack.Overhead; n <= pack.Overhead || n > most {
+		return fmt.Errorf("%w: a %v of %d bytes, at most %d are possible", pack.ErrFormat, rec.Kind, n, most)
+	}
+	return nil
+}
+
+// fetchAt reads a record from the one place it names.
+func (r *Repository) fetchAt(ctx context.Context, rec block.Record, dst []byte) error {
+	if err := r.plausible(rec); err != nil {
+		return err
+	}
+	e, err := r.openPack(ctx, pack.TypeOf(rec.Kind), rec.Pack)
+	if err != nil {
+		return err
+	}
+	defer e.Release()
+	x := r.readers.Get().(*reader)
+	defer r.readers.Put(x)
+	sealed := x.room(int(rec.Length))
+	if err := e.Value().ReadSealed(sealed, int64(rec.Offset)); err != nil {
+		return err
+	}
+	return r.unseal(e.Value(), x, rec, sealed, dst)
+}
+
+// unseal opens and decompresses a record into dst, which has its raw size.
+func (r *Repository) unseal(p *pack.Pack, x *reader, rec block.Record, sealed, dst []byte) error {
+	payload, err := p.Unseal(&x.Scratch, rec, len(dst), sealed)
+	if err != nil {
+		return err
+	}
+	return r.codec.Decompress(dst, rec.Kind, payload)
+}
+
+// fetch fills dst with the plaintext of a record. The record's place is a hint;
+// when it fails the index may know another one.
+func (r *Repository) fetch(ctx context.Context, rec block.Record, dst []byte) error {
+	err := r.fetchAt(ctx, rec, dst)
+	if err == nil || !pack.IsDamage(err) {
+		return r.readError(rec, err)
+	}
+	if r.elsewhere(ctx, rec, dst) {
+		return nil
+	}
+	if cerr := ctx.Err(); cerr != nil {
+		return cerr
+	}
+	return r.readError(rec, err)
+}
+
+// elsewhere looks for another place of the record, first in the index as it is
+// known, then in segments that others may have published since.
+func (r *Repository) elsewhere(ctx context.Context, rec block.Record, dst []byte) bool {
+	x, err := r.idx(ctx)
+	if err != nil {
+		r.log.Warn("no index to look for another copy", "pack", rec.Pack, "error", err)
+		return false
+	}
+	tried := map[block.Location]bool{rec.Location: true}
+	try := func(l block.Location) bool {
+		if tried[l] || l.Kind.IsNode() != rec.Kind.IsNode() || l.Kind == block.Hole {
+			return false
+		}
+		tried[l] = true
+		return r.fetchAt(ctx, block.Record{ID: rec.ID, Location: l}, dst) == nil
+	}
+	for again := false; ; again = true {
+		found, err := x.Lookup(ctx, rec.ID, try)
+		if found && err == nil {
+			r.log.Debug("block found in another pack", "id", rec.ID, "missing", rec.Pack)
+			return true
+		}
+		if again || err != nil || x.Reload(ctx) != nil {
+			return false
+		}
+	}
+}
+
+// readError names what could not be read.
+func (r *Repository) readError(rec block.Record, err error) error {
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded):
+		return err
+	case errors.Is(err, pack.ErrVersion):
+		return fmt.Errorf("pack %v: %w: %w", rec.Pack, ErrVersion, err)
+	case errors.Is(err, fs.ErrNotExist):
+		err = errors.New("the pack is missing, and no other copy is known")
+	case !pack.IsDamage(err):
+		return fmt.Errorf("read pack %v at %d: %w", rec.Pack, rec.Offset, err)
+	}
+	return &DamageError{Pack: rec.Pack, Offset: rec.Offset, Length: rec.Length, What: rec.Kind.String() + " " + rec.ID.String(), Err: err}
+}
+
+// Node implements tree.Loader through the cache of nodes.
+func (r *Repository) loadNode(ctx context.Context, rec block.Record) ([]byte, error) {
+	if !rec.Kind.IsNode() {
+		return nil, r.readError(rec, fmt.Errorf("%w: a %v where a node should be", pack.ErrFormat, rec.Kind))
+	}
+	e, err := r.nodes.Get(ctx, rec.ID, func(ctx context.Context) ([]byte, int64, error) {
+		node := make([]byte, tree.NodeSize)
+		if err := r.fetch(ctx, rec, node); err != nil {
+			return nil, 0, err
+		}
+		if err := tree.Check(node); err != nil {
+			return nil, 0, r.readError(rec, fmt.Errorf("%w: %w", codec.ErrCorrupt, err))
+		}
+		return node, tree.NodeSize, nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	defer e.Release() // nodes are never recycled
+	return e.Value(), nil
+}
+
+// loader makes a Repository a tree.Loader without showing that to its users.
+type loader struct{ *Repository }
+
+func (l loader) Node(ctx context.Context, rec block.Record) ([]byte, error) {
+	return l.loadNode(ctx, rec)
+}
+
+// loadBlock lends a block's plaintext from the cache; the caller releases it.
+func (r *Repository) loadBlock(ctx context.Context, rec block.Record) (*blockEntry, error) {
+	return r.blocks.Get(ctx, rec.ID, func(ctx context.Context) (*[]byte, int64, error) {
+		b := r.buffers.Get().(*[]byte)
+		if err := r.fetch(ctx, rec, *b); err != nil {
+			r.buffers.Put(b)
+			return nil, 0, err
+		}
+		return b, int64(len(*b)), nil
+	})
+}
