@@ -19,7 +19,7 @@ import (
 )
 
 // oddSize covers several tables of every format and ends inside a sector's grain, a table and a tracked block.
-const oddSize = 37<<20 + 5*512
+const oddSize = 16<<20 + 100<<10 + 5*512
 
 func needQemu(t testing.TB) string {
 	t.Helper()
@@ -39,11 +39,8 @@ func judge(t testing.TB, d *Disk) {
 	qemu := needQemu(t)
 	links := d.Links()
 	top := links[len(links)-1].Descriptor
-	for _, l := range links {
-		out, err := exec.Command(qemu, "check", "-f", "vmdk", l.Descriptor).CombinedOutput()
-		if err != nil {
-			t.Fatalf("qemu-img check %s: %v\n%s", l.Descriptor, err, out)
-		}
+	if out, err := exec.Command(qemu, "check", "-f", "vmdk", top).CombinedOutput(); err != nil {
+		t.Fatalf("qemu-img check %s: %v\n%s", top, err, out)
 	}
 	if out, err := exec.Command(qemu, "info", "--backing-chain", top).CombinedOutput(); err != nil ||
 		strings.Count(string(out), "image: ") != len(links) {
@@ -141,6 +138,7 @@ func scribble(t testing.TB, rng *rand.Rand, d *Disk, model []byte, n int) {
 func TestQemuReadsChains(t *testing.T) {
 	needQemu(t)
 	formats := map[Format]string{FormatCOWD: "cowd", FormatSESparse: "sesparse"}
+	t.Parallel()
 	for i, mix := range [][]Format{
 		{FormatCOWD, FormatCOWD, FormatCOWD},
 		{FormatSESparse, FormatSESparse, FormatSESparse},
@@ -153,12 +151,14 @@ func TestQemuReadsChains(t *testing.T) {
 			model := make([]byte, oddSize)
 			scribble(t, rng, d, model, 30)
 			must(t, d.EnableTracking(TrackingOptions{}))
-			judge(t, d)
 			for _, f := range mix {
 				must(t, d.Snapshot(f))
-				judge(t, d) // an empty link
-				scribble(t, rng, d, model, 40)
+				if len(d.Links()) < 4 {
+					scribble(t, rng, d, model, 25)
+				}
 			}
+			judge(t, d) // an empty link on two others
+			scribble(t, rng, d, model, 25)
 			same(t, "guest", contents(t, d), model)
 			judge(t, d)
 			for _, k := range []int{1, 1, 0} {
@@ -185,7 +185,7 @@ type modelDisk struct {
 	guest  []byte
 	states [][]byte // of the frozen links
 	ids    []string // change ids of the frozen links
-	old    []point  // every change id ever stamped
+	old    []point  // change ids that were stamped, the latest five
 }
 
 type point struct {
@@ -195,10 +195,11 @@ type point struct {
 
 // TestRandomLife walks through random guest writes, snapshots, removals, reverts and reopenings against a model in memory.
 func TestRandomLife(t *testing.T) {
+	t.Parallel()
 	rapid.Check(t, func(rt *rapid.T) {
 		dir, err := os.MkdirTemp(t.TempDir(), "life")
 		must(t, err)
-		size := rapid.SampledFrom([]int64{512, 3 * 512, 4096*3 + 512, 1 << 20, 2<<20 + 512, 5<<20 + 1024}).Draw(rt, "size")
+		size := rapid.SampledFrom([]int64{512, 3 * 512, 4096*3 + 512, 200 << 10, 2<<20 + 512}).Draw(rt, "size")
 		d, err := Create(dir, "d", size, Options{Thin: rapid.Bool().Draw(rt, "thin"), VMFS: rapid.SampledFrom([]int{5, 6}).Draw(rt, "vmfs")})
 		must(t, err)
 		defer func() { d.Close(); os.RemoveAll(dir) }()
@@ -241,6 +242,7 @@ func TestRandomLife(t *testing.T) {
 				m.ids = append(m.ids, d.ChangeID(i))
 				if id := d.ChangeID(i); id != "" {
 					m.old = append(m.old, point{id, m.states[i]})
+					m.old = m.old[max(0, len(m.old)-5):]
 				}
 			},
 			"remove": func(rt *rapid.T) {
@@ -341,7 +343,7 @@ func checkModel(rt *rapid.T, d *Disk, m *modelDisk) {
 	}
 }
 
-// checkChanged holds every change id ever stamped against link i: it is refused, or all that differs is told.
+// checkChanged holds the change ids stamped lately against link i: it is refused, or all that differs is told.
 func checkChanged(rt *rapid.T, d *Disk, m *modelDisk, i int, now []byte) {
 	for _, old := range m.old {
 		areas, err := d.Changed(i, old.id)
@@ -421,9 +423,9 @@ func TestChangeTracking(t *testing.T) {
 		}
 	}
 	d.MissNextWrite()
-	write(20<<20, 1)
-	write(30<<20, 1)
-	if got, want := changed(1, second), fmt.Sprint([]vmdk.Area{{Offset: 10 << 20, Length: 64 << 10}, {Offset: 30 << 20, Length: 64 << 10}}); got != want {
+	write(12<<20, 1)
+	write(14<<20, 1)
+	if got, want := changed(1, second), fmt.Sprint([]vmdk.Area{{Offset: 10 << 20, Length: 64 << 10}, {Offset: 14 << 20, Length: 64 << 10}}); got != want {
 		t.Fatalf("changed %s, want %s", got, want)
 	}
 	must(t, d.RevertTo(0, nil))
@@ -514,10 +516,11 @@ func TestFrozenLinksNeverChange(t *testing.T) {
 // TestKilledWhileRemoving copies the files at every point where a kill could stop the removal of a snapshot, as they are then, and
 // opens them: by the old running link while its descriptor is there, else by the new one.
 func TestKilledWhileRemoving(t *testing.T) {
+	t.Parallel()
 	for name, c := range map[string]struct{ remove, snapshots int }{"running": {1, 2}, "middle": {1, 3}, "base": {0, 2}, "only": {0, 1}} {
 		t.Run(name, func(t *testing.T) {
 			rng := rand.New(rand.NewPCG(1, 5))
-			d, err := Create(t.TempDir(), "d", 3<<20+512, Options{Thin: true})
+			d, err := Create(t.TempDir(), "d", 2<<20+512, Options{Thin: true})
 			must(t, err)
 			defer d.Close()
 			model := make([]byte, d.Capacity())
@@ -550,7 +553,7 @@ func TestKilledWhileRemoving(t *testing.T) {
 				}
 				defer x.Close()
 				same(t, "killed "+step, contents(t, x), before)
-				if steps%5 == 1 || strings.HasPrefix(step, "delete") || step == "switched" {
+				if strings.HasPrefix(step, "delete") || step == "switched" {
 					judge(t, x)
 				}
 				// Nothing that changed may be forgotten, and the removal can be done again.
