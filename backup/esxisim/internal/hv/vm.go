@@ -1,0 +1,680 @@
+package hv
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"os"
+	"path"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"hikae/backup/esxisim/internal/vdisk"
+	"hikae/backup/vmdk"
+	"hikae/backup/vmx"
+)
+
+// VM is one registered VM.
+type VM struct {
+	h    *Host
+	id   int
+	path string // of the .vmx, relative to the datastore
+	on   atomic.Bool
+
+	// mu: guest I/O and questions share it, changes hold it alone.
+	mu       sync.RWMutex
+	gone     bool // unregistered, or the host is closed
+	x        *vmx.File
+	disks    []*disk // in controller order
+	snaps    []*Snapshot
+	current  int  // the snapshot the running links stand on; 0: none
+	lastUID  int  // highest snapshot number ever given
+	unmerged bool // links are left that no snapshot needs
+	started  time.Time
+}
+
+// disk is one disk as the .vmx names it.
+type disk struct {
+	place Place
+	file  string // descriptor of the running link, relative to the datastore
+	mode  string // persistent, independent_persistent, …
+
+	mu sync.Mutex   // held while the disk of a VM that is off is open for a moment
+	d  *vdisk.Disk  // open while the VM runs
+	as atomic.Value // seen: as it was last
+}
+
+// seen is what is known of a disk without opening it.
+type seen struct {
+	links    []vdisk.Link
+	capacity int64
+	uuid     string
+	thin     bool
+	adapter  string
+	cid      uint32
+	longID   string
+	err      error
+}
+
+func (d *disk) seen() seen { s, _ := d.as.Load().(seen); return s }
+
+func (d *disk) independent() bool { return strings.HasPrefix(d.mode, "independent") }
+
+// ID is the VM's number.
+func (vm *VM) ID() int { return vm.id }
+
+// On tells whether the VM runs.
+func (vm *VM) On() bool { return vm.on.Load() }
+
+// Name is the VM's name as people read it.
+func (vm *VM) Name() string {
+	vm.mu.RLock()
+	defer vm.mu.RUnlock()
+	return vm.name()
+}
+
+func (vm *VM) name() string {
+	if n, ok := vm.x.Get("displayName"); ok && n != "" {
+		return n
+	}
+	return path.Base(path.Dir(vm.path))
+}
+
+func (vm *VM) dir() string { return path.Dir(vm.path) }
+
+// base is the .vmx's name without its ending: snapshots are named after it.
+func (vm *VM) base() string { return strings.TrimSuffix(path.Base(vm.path), ".vmx") }
+
+// beside is a file in the VM's directory, relative to the datastore.
+func (vm *VM) beside(name string) string { return path.Join(vm.dir(), name) }
+
+// alive is to be asked under vm.mu by everything that changes the VM.
+func (vm *VM) alive() error {
+	if vm.gone {
+		return fail(ErrGone, vm.path, "the VM %s is not registered any more", vm.path)
+	}
+	return nil
+}
+
+// Register takes a VM into the inventory by its .vmx. A name given replaces the
+// one in the file.
+func (h *Host) Register(rel, name string) (*VM, error) {
+	vm, err := h.load1(rel, 0)
+	if err != nil {
+		return nil, err
+	}
+	if name != "" && name != vm.Name() {
+		vm.mu.Lock()
+		vm.x.Set("displayName", name)
+		err = vm.writeVMX()
+		vm.mu.Unlock()
+	}
+	err = errors.Join(err, h.save())
+	h.o.Changed(vm.id)
+	return vm, err
+}
+
+// load1 reads a VM's files and puts it into the inventory under a number; 0 is
+// the next free one.
+func (h *Host) load1(rel string, id int) (*VM, error) {
+	if !strings.HasSuffix(rel, ".vmx") {
+		return nil, fail(ErrInvalid, "path", "%s is not the path of a .vmx file", rel)
+	}
+	for _, vm := range h.VMs() {
+		if vm.path == rel {
+			return nil, fail(ErrRegistered, strconv.Itoa(vm.id), "the specified key, name, or identifier '%d' already exists", vm.id)
+		}
+	}
+	f, err := h.Open(rel)
+	if err != nil {
+		return nil, err
+	}
+	f.Close()
+	text, err := os.ReadFile(h.abs(rel))
+	if err != nil {
+		return nil, fileError(rel, err)
+	}
+	x, err := vmx.Parse(text)
+	if err != nil {
+		return nil, fail(ErrInvalid, rel, "%s: %v", rel, err)
+	}
+	vm := &VM{h: h, path: rel, x: x}
+	if err := vm.loadSnapshots(); err != nil {
+		return nil, err
+	}
+	vm.readDisks(nil)
+
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for _, other := range h.vms {
+		if other.path == rel { // registered by someone else meanwhile
+			return nil, fail(ErrRegistered, strconv.Itoa(other.id), "the specified key, name, or identifier '%d' already exists", other.id)
+		}
+	}
+	if vm.id = id; id == 0 {
+		vm.id = h.next
+	}
+	h.next = max(h.next, vm.id+1)
+	h.vms[vm.id] = vm
+	return vm, nil
+}
+
+// readDisks makes the list of disks from the .vmx, keeping those of old that
+// are still in it as they are.
+func (vm *VM) readDisks(old []*disk) {
+	var disks []*disk
+	for _, l := range vm.x.Disks() {
+		place, err := ParseSlot(l.Slot)
+		if err != nil {
+			vm.h.o.Logger.Warn("a disk is attached where there is no place", "vm", vm.path, "slot", l.Slot)
+			continue
+		}
+		file, err := vm.diskFile(l.File)
+		if err != nil {
+			file = vm.beside(path.Base(l.File))
+		}
+		mode, _ := vm.x.Get(l.Slot + ".mode")
+		if mode = strings.ReplaceAll(mode, "-", "_"); mode == "" {
+			mode = "persistent"
+		}
+		if i := slices.IndexFunc(old, func(d *disk) bool { return d.place == place && d.file == file }); i >= 0 {
+			old[i].mode = mode
+			disks = append(disks, old[i])
+			continue
+		}
+		disks = append(disks, &disk{place: place, file: file, mode: mode})
+	}
+	slices.SortFunc(disks, func(a, b *disk) int {
+		return cmp.Or(cmp.Compare(a.place.Controller, b.place.Controller), cmp.Compare(a.place.Unit, b.place.Unit))
+	})
+	vm.disks = disks
+	for _, d := range disks {
+		if d.seen().links == nil {
+			vm.look(d)
+		}
+	}
+}
+
+// diskFile resolves a disk's file as a .vmx names it.
+func (vm *VM) diskFile(file string) (string, error) {
+	if strings.HasPrefix(file, "/") {
+		return vm.h.Resolve(file)
+	}
+	return vm.h.Clean(path.Join(vm.dir(), file))
+}
+
+// diskName is a disk's file as the VM's .vmx should name it.
+func (vm *VM) diskName(rel string) string {
+	if path.Dir(rel) == vm.dir() {
+		return path.Base(rel)
+	}
+	return "/vmfs/volumes/" + vm.h.UUID() + "/" + rel
+}
+
+// with gives a disk to f: the one the VM has open, or, while it is off, opened
+// for the moment.
+func (vm *VM) with(d *disk, f func(*vdisk.Disk) error) error {
+	if d.d != nil {
+		return f(d.d)
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	v, err := vm.h.openDisk(d.file)
+	if err != nil {
+		return err
+	}
+	return errors.Join(f(v), v.Close())
+}
+
+func (h *Host) openDisk(file string) (*vdisk.Disk, error) {
+	v, err := vdisk.Open(h.abs(file), vdisk.Options{VMFS: h.o.VMFS})
+	if err != nil {
+		if _, serr := os.Stat(h.abs(file)); serr != nil {
+			return nil, fileError(file, serr)
+		}
+		return nil, fail(ErrInvalid, file, "cannot open the disk %s or one of the snapshot disks it depends on: %v", file, err)
+	}
+	return v, nil
+}
+
+// look renews what is known of a disk.
+func (vm *VM) look(d *disk) {
+	var s seen
+	s.err = vm.with(d, func(v *vdisk.Disk) error { s = see(v); return nil })
+	d.as.Store(s)
+}
+
+func see(v *vdisk.Disk) seen {
+	s := seen{links: v.Links(), capacity: v.Capacity()}
+	base := v.Descriptor(0)
+	s.uuid, s.thin = base.Value("ddb.uuid"), base.Value("ddb.thinProvisioned") == "1"
+	s.adapter, s.longID = base.Value("ddb.adapterType"), base.Value("ddb.longContentID")
+	s.cid = v.Descriptor(len(s.links) - 1).CID
+	return s
+}
+
+// writeVMX writes the .vmx. Called under vm.mu.
+func (vm *VM) writeVMX() error { return WriteFile(vm.h.abs(vm.path), vm.x.Bytes()) }
+
+// PowerOn starts the VM.
+func (vm *VM) PowerOn() error {
+	vm.mu.Lock()
+	err := vm.powerOn()
+	vm.mu.Unlock()
+	return vm.done(err)
+}
+
+// done finishes a change: the inventory is saved and the change told.
+func (vm *VM) done(err error) error {
+	vm.h.space.refresh()
+	if err == nil {
+		err = vm.h.save()
+	}
+	vm.h.o.Changed(vm.id)
+	return err
+}
+
+func (vm *VM) powerOn() error {
+	if err := vm.alive(); err != nil {
+		return err
+	}
+	if vm.on.Load() {
+		return fail(ErrPower, vm.name(), "%s is powered on already", vm.name())
+	}
+	vm.identify()
+	if err := vm.writeVMX(); err != nil {
+		return err
+	}
+	for _, d := range vm.disks {
+		if err := vm.track(d); err != nil {
+			return errors.Join(err, vm.closeDisks())
+		}
+		v, err := vm.h.openDisk(d.file)
+		if err != nil {
+			return errors.Join(err, vm.closeDisks())
+		}
+		d.d = v
+		vm.look(d)
+	}
+	vm.started = vm.h.o.Clock()
+	vm.on.Store(true)
+	vm.holdFiles()
+	return nil
+}
+
+// identify gives a VM that has none, or that was told to make a new one, its
+// identity, as ESXi does at the first start.
+func (vm *VM) identify() {
+	_, has := vm.x.Get("uuid.bios")
+	action, _ := vm.x.Get("uuid.action")
+	if !has || strings.EqualFold(action, "create") {
+		id := newUUID()
+		vm.x.Set("uuid.bios", id)
+		vm.x.Set("uuid.location", id)
+		vm.x.Set("vc.uuid", newUUID())
+	}
+	vm.x.Delete("uuid.action")
+	var nics []string
+	for key, value := range vm.x.All() {
+		nic, ok := strings.CutSuffix(key, ".addressType")
+		if _, has := vm.x.Get(nic + ".generatedAddress"); ok && !has && strings.EqualFold(value, "generated") {
+			nics = append(nics, nic)
+		}
+	}
+	for _, nic := range nics {
+		vm.x.Set(nic+".generatedAddress", newMAC())
+		vm.x.Set(nic+".generatedAddressOffset", "0")
+	}
+}
+
+// PowerOff stops the VM.
+func (vm *VM) PowerOff() error {
+	vm.mu.Lock()
+	err := vm.powerOff()
+	vm.mu.Unlock()
+	return vm.done(err)
+}
+
+func (vm *VM) powerOff() error {
+	if err := vm.alive(); err != nil {
+		return err
+	}
+	if !vm.on.Load() {
+		return fail(ErrPower, vm.name(), "%s is powered off already", vm.name())
+	}
+	err := vm.closeDisks()
+	vm.on.Store(false)
+	vm.holdFiles()
+	return err
+}
+
+func (vm *VM) closeDisks() error {
+	var errs []error
+	for _, d := range vm.disks {
+		if d.d == nil {
+			continue
+		}
+		v := d.d
+		errs = append(errs, v.Sync())
+		d.as.Store(see(v))
+		d.d = nil
+		errs = append(errs, v.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// holdFiles tells the host which files the VM holds now: what it writes to
+// against everyone, what it reads only against writers.
+func (vm *VM) holdFiles() {
+	held := map[string]bool{}
+	if vm.on.Load() {
+		held[vm.path] = false
+		if nvram, ok := vm.x.Get("nvram"); ok {
+			held[vm.beside(nvram)] = false
+		}
+		for _, d := range vm.disks {
+			links := d.seen().links
+			for i, l := range links {
+				running := i == len(links)-1
+				held[vm.h.rel(l.Descriptor)] = false
+				held[vm.h.rel(l.Extent)] = running
+				if l.Tracking != "" {
+					held[vm.h.rel(l.Tracking)] = running
+				}
+			}
+		}
+	}
+	vm.h.mu.Lock()
+	defer vm.h.mu.Unlock()
+	if len(held) == 0 {
+		delete(vm.h.used, vm.id)
+		return
+	}
+	vm.h.used[vm.id] = held
+}
+
+// Tracked tells whether the configuration wants change tracking for a disk.
+func (vm *VM) tracked(d *disk) bool {
+	return vm.x.True("ctkEnabled") && vm.x.True(d.place.Slot()+".ctkEnabled") && !d.independent()
+}
+
+// track brings a disk's change tracking in line with the configuration. With
+// snapshots it stays as it is until they are gone: only then does a host know
+// what changed before.
+func (vm *VM) track(d *disk) error {
+	want := vm.tracked(d)
+	if s := d.seen(); s.err == nil && len(s.links) > 0 && (s.links[len(s.links)-1].Tracking != "") == want {
+		return nil
+	}
+	return vm.with(d, func(v *vdisk.Disk) error {
+		var err error
+		switch {
+		case want && !v.Tracking():
+			err = v.EnableTracking(vdisk.TrackingOptions{})
+		case !want && v.Tracking():
+			err = v.DisableTracking()
+		}
+		d.as.Store(see(v))
+		if errors.Is(err, vdisk.ErrSnapshots) {
+			return nil
+		}
+		return err
+	})
+}
+
+// Reconfigure changes the configuration. edit gets a copy and may refuse.
+// Change tracking takes effect at once while the VM is off, else with the next
+// snapshot or start.
+func (vm *VM) Reconfigure(edit func(*vmx.File) error) error {
+	vm.mu.Lock()
+	err := vm.reconfigure(edit)
+	vm.mu.Unlock()
+	return vm.done(err)
+}
+
+func (vm *VM) reconfigure(edit func(*vmx.File) error) error {
+	if err := vm.alive(); err != nil {
+		return err
+	}
+	x, err := vmx.Parse(vm.x.Bytes())
+	if err != nil {
+		return err
+	}
+	if err := edit(x); err != nil {
+		return err
+	}
+	oldX, oldDisks := vm.x, vm.disks
+	vm.x = x
+	vm.readDisks(oldDisks)
+	for _, d := range vm.disks {
+		if slices.Contains(oldDisks, d) {
+			continue
+		}
+		if err := d.seen().err; err != nil {
+			vm.x, vm.disks = oldX, oldDisks
+			return err
+		}
+		if vm.on.Load() { // hot add
+			if d.d, err = vm.h.openDisk(d.file); err != nil {
+				vm.x, vm.disks = oldX, oldDisks
+				return err
+			}
+		}
+	}
+	for _, d := range oldDisks {
+		if d.d != nil && !slices.Contains(vm.disks, d) { // hot remove
+			err = errors.Join(err, d.d.Close())
+			d.d = nil
+		}
+	}
+	if !vm.on.Load() {
+		for _, d := range vm.disks {
+			err = errors.Join(err, vm.track(d))
+		}
+	}
+	err = errors.Join(err, vm.writeVMX())
+	vm.holdFiles()
+	return err
+}
+
+// Unregister takes the VM out of the inventory; its files stay.
+func (vm *VM) Unregister() error {
+	vm.mu.Lock()
+	err := vm.unregister()
+	vm.mu.Unlock()
+	return vm.done(err)
+}
+
+func (vm *VM) unregister() error {
+	if err := vm.alive(); err != nil {
+		return err
+	}
+	if vm.on.Load() {
+		return fail(ErrPower, vm.name(), "%s is powered on", vm.name())
+	}
+	vm.gone = true
+	vm.h.mu.Lock()
+	defer vm.h.mu.Unlock()
+	delete(vm.h.vms, vm.id)
+	return nil
+}
+
+// Destroy unregisters the VM and deletes its files, and its directory when
+// nothing else is in it.
+func (vm *VM) Destroy() error {
+	vm.mu.Lock()
+	err := vm.unregister()
+	var files []string
+	if err == nil {
+		files = vm.files()
+	}
+	vm.mu.Unlock()
+	for _, name := range files {
+		if e := vm.h.Delete(name); e != nil && !errors.Is(e, ErrNotFound) {
+			err = errors.Join(err, e)
+		}
+	}
+	if err == nil && vm.dir() != "." {
+		if e := vm.h.Remove(vm.dir()); e != nil && !errors.Is(e, ErrNotEmpty) {
+			err = e
+		}
+	}
+	return vm.done(err)
+}
+
+// files are all the VM consists of.
+func (vm *VM) files() []string {
+	files := []string{vm.path, vm.beside(vm.base() + ".vmsd"), vm.beside("vmware.log")}
+	if nvram, ok := vm.x.Get("nvram"); ok {
+		files = append(files, vm.beside(nvram))
+	}
+	tops := map[string]bool{}
+	for _, d := range vm.disks {
+		tops[d.file] = true
+	}
+	for _, s := range vm.snaps {
+		files = append(files, vm.beside(s.file(vm)))
+		for _, d := range s.Disks {
+			tops[d.File] = true
+		}
+	}
+	links := map[string]bool{}
+	for top := range tops {
+		for name := top; name != "" && !links[name]; {
+			links[name] = true
+			d, err := vm.h.descriptor(name)
+			if err != nil {
+				break
+			}
+			files = append(files, linkFiles(name, d)...)
+			name = vm.h.parentOf(name, d)
+		}
+	}
+	return files
+}
+
+// descriptor reads a link's descriptor.
+func (h *Host) descriptor(rel string) (*vmdk.Descriptor, error) {
+	text, err := os.ReadFile(h.abs(rel))
+	if err != nil {
+		return nil, fileError(rel, err)
+	}
+	return vmdk.ParseDescriptor(text)
+}
+
+// parentOf is the descriptor of a link's parent; "" for a base link.
+func (h *Host) parentOf(rel string, d *vmdk.Descriptor) string {
+	hint := d.ParentFileNameHint
+	switch {
+	case d.ParentCID == vmdk.NoParent || hint == "":
+		return ""
+	case filepath.IsAbs(hint):
+		p, err := h.Resolve(hint)
+		if err != nil {
+			return h.rel(hint)
+		}
+		return p
+	}
+	return path.Join(path.Dir(rel), hint)
+}
+
+// linkFiles are the files of one link.
+func linkFiles(rel string, d *vmdk.Descriptor) []string {
+	files := []string{rel}
+	for _, e := range d.Extents {
+		if e.File != "" {
+			files = append(files, path.Join(path.Dir(rel), e.File))
+		}
+	}
+	if d.ChangeTrackPath != "" {
+		files = append(files, path.Join(path.Dir(rel), d.ChangeTrackPath))
+	}
+	return files
+}
+
+// TakeAllAreas is Changed's change id for all areas that may hold data.
+const TakeAllAreas = "*"
+
+// Changed tells which areas of a disk were written after a change id, up to a
+// snapshot, or up to now for snapshot 0 while the VM is off.
+func (vm *VM) Changed(ctx context.Context, snapshot int, key int32, since string) (areas []vmdk.Area, capacity int64, err error) {
+	vm.mu.RLock()
+	defer vm.mu.RUnlock()
+	if err := vm.alive(); err != nil {
+		return nil, 0, err
+	}
+	i := slices.IndexFunc(vm.disks, func(d *disk) bool { return d.place.Key == key })
+	if i < 0 {
+		return nil, 0, fail(ErrInvalid, "deviceKey", "a specified parameter was not correct: deviceKey")
+	}
+	d := vm.disks[i]
+	if snapshot == 0 {
+		if vm.on.Load() {
+			return nil, 0, fail(ErrPower, vm.name(), "%s is powered on: changes can only be told up to a snapshot", vm.name())
+		}
+		err = vm.with(d, func(v *vdisk.Disk) error {
+			capacity = v.Capacity()
+			areas, err = changed(ctx, v, len(v.Links())-1, since)
+			return err
+		})
+		return areas, capacity, err
+	}
+	s := vm.snapshot(snapshot)
+	if s == nil {
+		return nil, 0, fail(ErrGone, "snapshot", "snapshot %d was not found", snapshot)
+	}
+	at, ok := s.disk(d.place)
+	if !ok {
+		return nil, 0, fail(ErrInvalid, "deviceKey", "a specified parameter was not correct: deviceKey")
+	}
+	if at.ChangeID == "" {
+		return nil, 0, fail(ErrTracking, at.File, "change tracking was not active at the snapshot of %s", at.File)
+	}
+	ask := func(v *vdisk.Disk, link int) error {
+		capacity = v.Capacity()
+		var err error
+		areas, err = changed(ctx, v, link, since)
+		return err
+	}
+	link := linkIndex(d.seen().links, vm.h.abs(at.File))
+	if link >= 0 {
+		err = vm.with(d, func(v *vdisk.Disk) error { return ask(v, link) })
+		return areas, capacity, err
+	}
+	// The snapshot stands on another branch: no VM writes to its links.
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	v, err := vm.h.openDisk(at.File)
+	if err != nil {
+		return nil, 0, err
+	}
+	err = ask(v, len(v.Links())-1)
+	return areas, capacity, errors.Join(err, v.Close())
+}
+
+func linkIndex(links []vdisk.Link, descriptor string) int {
+	return slices.IndexFunc(links, func(l vdisk.Link) bool { return l.Descriptor == descriptor })
+}
+
+func changed(ctx context.Context, v *vdisk.Disk, link int, since string) ([]vmdk.Area, error) {
+	if v.ChangeID(link) == "" {
+		name := v.Links()[link].Descriptor
+		return nil, fail(ErrTracking, filepath.Base(name), "change tracking is not active on %s", filepath.Base(name))
+	}
+	if since == TakeAllAreas {
+		return v.Allocated(ctx, link)
+	}
+	areas, err := v.Changed(link, since)
+	switch {
+	case errors.Is(err, vdisk.ErrChangeID):
+		return nil, fail(ErrChangeID, "changeId", "a specified parameter was not correct: changeId")
+	case errors.Is(err, vdisk.ErrTracking):
+		return nil, fail(ErrTracking, "", "change tracking is not active")
+	}
+	return areas, err
+}
