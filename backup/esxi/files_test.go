@@ -397,9 +397,12 @@ func TestReadFile(t *testing.T) {
 
 func TestUpload(t *testing.T) {
 	content := random(300_000)
+	var mu sync.Mutex // a handler may outlive the answer it gave
 	var stored []byte
 	var status int
 	handler := func(w http.ResponseWriter, r *http.Request) {
+		mu.Lock()
+		defer mu.Unlock()
 		if r.Method == http.MethodHead {
 			w.Header().Set("Content-Length", fmt.Sprint(len(stored)))
 			return
@@ -415,15 +418,24 @@ func TestUpload(t *testing.T) {
 		w.WriteHeader(status)
 	}
 	f := fileServer(t, quick(), handler)
+	answer := func(code int) {
+		mu.Lock()
+		defer mu.Unlock()
+		status = code
+	}
 	up := func(r io.Reader) error {
-		stored = nil
 		return f.upload(t.Context(), flat, r, int64(len(content)))
 	}
 
-	status = http.StatusCreated
-	if err := up(bytes.NewReader(content)); err != nil || !bytes.Equal(stored, content) {
+	answer(http.StatusCreated)
+	if err := up(bytes.NewReader(content)); err != nil {
 		t.Errorf("upload: %v", err)
 	}
+	mu.Lock()
+	if !bytes.Equal(stored, content) {
+		t.Error("other bytes were stored")
+	}
+	mu.Unlock()
 	// More than announced is left in the reader.
 	long := bytes.NewReader(append(bytes.Clone(content), 1, 2, 3))
 	if err := up(long); err != nil || long.Len() != 3 {
@@ -436,11 +448,11 @@ func TestUpload(t *testing.T) {
 	if err := up(io.MultiReader(bytes.NewReader(content[:1000]), iotest.ErrReader(broken))); !errors.Is(err, broken) || !errors.Is(err, errSource) {
 		t.Errorf("broken reader: %v", err)
 	}
-	status = http.StatusInternalServerError
+	answer(http.StatusInternalServerError)
 	if err := up(bytes.NewReader(content)); err == nil || !strings.Contains(err.Error(), "HTTP 500") {
 		t.Errorf("refused: %v", err)
 	}
-	status = http.StatusInsufficientStorage
+	answer(http.StatusInsufficientStorage)
 	if err := up(bytes.NewReader(content)); !errors.Is(err, ErrNoSpace) {
 		t.Errorf("full: %v", err)
 	}

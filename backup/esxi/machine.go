@@ -18,6 +18,9 @@ func (h *Host) RegisterVM(ctx context.Context, vmxPath, name string) (*VM, error
 	what := fmt.Sprintf("register %s as %s", vmxPath, name)
 	id, err := h.control.register(ctx, vmxPath, escapedName(name))
 	if isLost(err) && ctx.Err() == nil {
+		if serr := h.settle(ctx, "", "registerVm"); serr != nil {
+			return nil, h.explain(ctx, what, serr)
+		}
 		vms, verr := h.VMs(ctx)
 		if verr != nil {
 			return nil, verr

@@ -113,7 +113,7 @@ func (h *Host) RemoveSnapshot(ctx context.Context, id string) error {
 	}
 	for try := 1; ; try++ {
 		err := h.control.removeSnapshot(ctx, id)
-		if err == nil || gone(err) {
+		if err == nil || gone(err) || fault.Is(err, &types.NotFound{}) {
 			break
 		}
 		busy := fault.Is(err, &types.TaskInProgress{})

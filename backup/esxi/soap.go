@@ -270,8 +270,9 @@ func snapshotRef(id string) types.ManagedObjectReference {
 }
 
 // settle waits until nothing that an earlier call may have started (one whose
-// answer was lost, or of a process that died) is at work on a VM any more. kind
-// is the end of the task's description id: createSnapshot, removeSnapshot.
+// answer was lost, or of a process that died) is at work any more: on a VM, or
+// on the host when vm is empty. kind is the end of the task's description id:
+// createSnapshot, removeSnapshot, registerVm.
 func (h *Host) settle(ctx context.Context, vm, kind string) error {
 	deadline, cancel := context.WithTimeout(ctx, h.t.settleTime)
 	defer cancel()
@@ -284,17 +285,17 @@ func (h *Host) settle(ctx context.Context, vm, kind string) error {
 			if ctx.Err() != nil {
 				return err
 			}
-			return errf(ErrBusy, err, "%s: a %s task has been at work on the VM for more than %s", h.name, kind, h.t.settleTime.Round(time.Second))
+			return errf(ErrBusy, err, "%s: a %s task has been at work for more than %s", h.name, kind, h.t.settleTime.Round(time.Second))
 		}
 	}
 }
 
 func (h *Host) atWork(ctx context.Context, vm, kind string) (bool, error) {
-	m, err := fetchOne[mo.VirtualMachine](ctx, h, vmRef(vm), "recentTask")
+	recent, err := h.recentTasks(ctx, vm)
 	if err != nil {
 		return false, err
 	}
-	for _, ref := range m.RecentTask {
+	for _, ref := range recent {
 		t, err := fetchOne[mo.Task](ctx, h, ref, "info")
 		if gone(err) || errors.Is(err, ErrNotFound) {
 			continue // forgotten between the two calls
@@ -308,4 +309,19 @@ func (h *Host) atWork(ctx context.Context, vm, kind string) (bool, error) {
 		}
 	}
 	return false, nil
+}
+
+func (h *Host) recentTasks(ctx context.Context, vm string) ([]types.ManagedObjectReference, error) {
+	if vm == "" {
+		m, err := fetchOne[mo.TaskManager](ctx, h, *h.session.vc.ServiceContent.TaskManager, "recentTask")
+		if err != nil {
+			return nil, err
+		}
+		return m.RecentTask, nil
+	}
+	m, err := fetchOne[mo.VirtualMachine](ctx, h, vmRef(vm), "recentTask")
+	if err != nil {
+		return nil, err
+	}
+	return m.RecentTask, nil
 }
