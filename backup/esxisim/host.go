@@ -52,6 +52,10 @@ import (
 
 const datastoreName = "datastore1"
 
+// PrivateDir is the directory inside the datastore's where the host keeps what
+// is its own: certificate, inventory. No way in shows it.
+const PrivateDir = hv.PrivateDir
+
 // Host is a running simulated host. Its methods are safe for concurrent use.
 type Host struct {
 	o        Options

@@ -38,7 +38,7 @@ func (h *Host) Import(ctx context.Context, name string, raws []string, o ImportO
 
 // checkName allows what can be one directory's name on VMFS.
 func checkName(name string) error {
-	if name == "" || name == "." || name == ".." || len(name) > 80 || name == privateDir || strings.ContainsAny(name, "/\x00\n\r") {
+	if name == "" || name == "." || name == ".." || len(name) > 80 || name == PrivateDir || strings.ContainsAny(name, "/\x00\n\r") {
 		return fail(ErrInvalid, "name", "%q cannot be the name of a VM", name)
 	}
 	return nil

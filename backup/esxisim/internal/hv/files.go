@@ -51,7 +51,7 @@ func (h *Host) Clean(rel string) (string, error) {
 	if rel == "" {
 		return ".", nil
 	}
-	if rel == privateDir || strings.HasPrefix(rel, privateDir+"/") {
+	if rel == PrivateDir || strings.HasPrefix(rel, PrivateDir+"/") {
 		return "", fail(ErrNotFound, rel, "%s was not found", rel)
 	}
 	return rel, nil
@@ -122,7 +122,7 @@ func (h *Host) List(rel string) ([]fs.FileInfo, error) {
 	}
 	kept := list[:0]
 	for _, fi := range list {
-		if rel != "." || fi.Name() != privateDir {
+		if rel != "." || fi.Name() != PrivateDir {
 			kept = append(kept, fi)
 		}
 	}

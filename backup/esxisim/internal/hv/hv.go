@@ -37,9 +37,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// privateDir holds the host's own files inside the datastore's directory. No
+// PrivateDir holds the host's own files inside the datastore's directory. No
 // way in shows it.
-const privateDir = ".esxisim"
+const PrivateDir = ".esxisim"
 
 // Options of a hypervisor. Dir, Datastore, Capacity and Clock are required.
 type Options struct {
@@ -91,7 +91,7 @@ func Open(ctx context.Context, o Options) (*Host, error) {
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
-	if err := os.MkdirAll(filepath.Join(o.Dir, privateDir), 0o700); err != nil {
+	if err := os.MkdirAll(filepath.Join(o.Dir, PrivateDir), 0o700); err != nil {
 		return nil, fmt.Errorf("datastore directory: %w", err)
 	}
 	dir, err := filepath.Abs(o.Dir)
@@ -100,7 +100,7 @@ func Open(ctx context.Context, o Options) (*Host, error) {
 	}
 	o.Dir = dir
 	h := &Host{o: o, vms: map[int]*VM{}, next: 1, used: map[int]map[string]bool{}, uploaded: map[string]bool{}}
-	if h.lock, err = lockFile(filepath.Join(dir, privateDir, "lock")); err != nil {
+	if h.lock, err = lockFile(filepath.Join(dir, PrivateDir, "lock")); err != nil {
 		return nil, err
 	}
 	if h.root, err = os.OpenRoot(dir); err != nil {
@@ -126,7 +126,7 @@ func lockFile(name string) (*os.File, error) {
 }
 
 // Private is the full path of one of the host's own files.
-func (h *Host) Private(name string) string { return filepath.Join(h.o.Dir, privateDir, name) }
+func (h *Host) Private(name string) string { return filepath.Join(h.o.Dir, PrivateDir, name) }
 
 func (h *Host) load(ctx context.Context) error {
 	var inv inventory

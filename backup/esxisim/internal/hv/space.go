@@ -100,7 +100,7 @@ func (h *Host) usage() (total int64) {
 			return nil
 		}
 		if d.IsDir() {
-			if d.Name() == privateDir {
+			if d.Name() == PrivateDir {
 				return fs.SkipDir
 			}
 			return nil
