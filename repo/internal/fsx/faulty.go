@@ -67,7 +67,6 @@ type Faulty struct {
 	mu      sync.Mutex
 	plan    Plan
 	count   int
-	ops     int
 	state   Mode // NoSpace or CrashNow once that has begun
 	begun   bool
 	retried int

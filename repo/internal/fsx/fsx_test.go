@@ -405,7 +405,7 @@ func TestOSSyncStaysFailed(t *testing.T) {
 	}
 	o.File, err = os.Create(filepath.Join(dir, "g")) // now it could succeed
 	must(t, err)
-	defer o.File.Close()
+	defer o.Close()
 	if second := o.Sync(); !errors.Is(second, first) {
 		t.Errorf("the second sync: %v", second)
 	}

@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"os"
 	"path"
 	"strings"
 	"testing"
@@ -327,4 +328,29 @@ func FuzzPage(f *testing.F) {
 			t.Errorf("found %v", got)
 		}
 	})
+}
+
+// TestFrozen reads a segment that was written by the first version of this
+// format; every later version must. HIKAE_FREEZE=1 writes it.
+func TestFrozen(t *testing.T) {
+	const dir, n = "testdata/v1", 400
+	ring, err := keys.Create(bytes.NewReader(bytes.Repeat([]byte{0x33}, 64)), [16]byte([]byte("frozen repositor")))
+	must(t, err)
+	if os.Getenv("HIKAE_FREEZE") != "" {
+		must(t, os.RemoveAll(dir))
+		must(t, os.MkdirAll(dir+"/tmp", 0o755))
+		fsys, err := fsx.OS(dir)
+		must(t, err)
+		x := open(t, fsys, ring)
+		addRange(x, 0, n)
+		flush(t, x)
+		must(t, os.Remove(dir+"/tmp"))
+	}
+	fsys, err := fsx.OS(dir)
+	must(t, err)
+	x := open(t, fsys, ring)
+	expect(t, x, 0, n)
+	for _, s := range x.Segments() {
+		must(t, x.Verify(t.Context(), s.File))
+	}
 }

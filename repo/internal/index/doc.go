@@ -8,7 +8,7 @@
 //   - memory is the fences (8 bytes a page of 341 entries, 0.75 MB at 32 million
 //     entries), one bounded cache of pages, and what was added but not flushed;
 //   - a lookup of an id that is not there costs one filter page in each segment,
-//     and reads a page of records only when a filter errs, about once in 90;
+//     and reads a page of records only when a filter errs, about once in 180;
 //   - no lock is held while storage is read;
 //   - files are written whole or not at all and never changed or deleted here;
 //   - a damaged file costs deduplication and a warning, never an error in a

@@ -325,7 +325,7 @@ func TestReload(t *testing.T) {
 func TestMergeTiers(t *testing.T) {
 	m, ring := newMem(t), newRing(t)
 	x := open(t, m, ring)
-	const runs, each = 150, 600
+	const runs, each = 150, 200
 	for i := range runs {
 		addRange(x, i*each, (i+1)*each)
 		flush(t, x)
@@ -530,9 +530,11 @@ func (f slowFile) ReadAt(p []byte, off int64) (int, error) {
 func TestCacheBound(t *testing.T) {
 	m, ring := newMem(t), newRing(t)
 	w := open(t, m, ring)
-	const n = 40000
-	addRange(w, 0, n)
-	flush(t, w)
+	const n = 8000
+	for i := range 20 { // so many filter pages, and twice as many of records
+		addRange(w, i*n/20, (i+1)*n/20)
+		flush(t, w)
+	}
 	x, err := Open(t.Context(), m, "index", ring, Options{CacheBytes: 16 * pageSize})
 	must(t, err)
 	defer x.Close()

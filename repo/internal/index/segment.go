@@ -194,7 +194,7 @@ func (r *scan) next() ([]byte, error) {
 		r.pages = r.pages[1:]
 	}
 	if len(r.pages) == 0 {
-		if r.p == r.s.footer.pages() {
+		if r.p == r.s.pages() {
 			return nil, io.EOF
 		}
 		if err := r.fill(); err != nil {
@@ -213,7 +213,7 @@ func (r *scan) fill() error {
 		r.buf = make([]byte, scanPages*pageSize)
 	}
 	off, _ := r.s.page(r.p)
-	last := min(r.s.footer.pages(), r.p+scanPages, (r.p/groupPages+1)*groupPages) - 1
+	last := min(r.s.pages(), r.p+scanPages, (r.p/groupPages+1)*groupPages) - 1
 	end, n := r.s.page(last)
 	file, err := r.files.get(r.s.file)
 	if err != nil {

@@ -30,8 +30,9 @@ type writer struct {
 	seal seal
 	off  int64
 
-	page []byte // plaintext of the page being filled
-	ids  []byte // bytes 0–24 of each id in the group: what the filter needs
+	page   []byte // plaintext of the page being filled
+	ids    []byte // bytes 0–24 of each id in the group: what the filter needs
+	filter []byte // made when the group is full
 	footer
 	same []byte // records with the id written last
 }
@@ -93,8 +94,11 @@ func (w *writer) flushPage() error {
 }
 
 func (w *writer) flushGroup() error {
-	size := filterSize(len(w.ids) / 24)
-	filter := make([]byte, size, size+tagSize)
+	if w.filter == nil {
+		w.filter = make([]byte, filterSize(groupEntries)+tagSize)
+	}
+	filter := w.filter[:filterSize(len(w.ids)/24)]
+	clear(filter)
 	for ids := w.ids; len(ids) > 0; ids = ids[24:] {
 		filterAdd(filter, ids)
 	}
@@ -114,8 +118,8 @@ func (w *writer) finish() error {
 			return err
 		}
 	}
-	end := trailer{off: w.off, size: w.footer.size() + tagSize}
-	if err := w.emit(w.seal.close(w.footer.encode(), w.off, sealFooter)); err != nil {
+	end := trailer{off: w.off, size: w.size() + tagSize}
+	if err := w.emit(w.seal.close(w.encode(), w.off, sealFooter)); err != nil {
 		return err
 	}
 	if err := w.emit(end.encode()); err != nil {
