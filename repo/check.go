@@ -281,7 +281,7 @@ func (c *checker) walk(ctx context.Context, rec block.Record, level int) error {
 		clear(c.seen)
 	}
 	c.seen[rec.ID] = true
-	node, err := c.r.loadNode(ctx, rec)
+	node, err := c.r.readNode(ctx, rec)
 	if errors.Is(err, ErrDamaged) {
 		c.spoiled(packKey{pack.Node, rec.Pack}, &rec, err)
 		return nil
@@ -592,7 +592,7 @@ func (v *blamer) walk(ctx context.Context, rec block.Record, level int, base int
 	if level == 0 {
 		return false, nil
 	}
-	node, err := v.c.r.loadNode(ctx, rec)
+	node, err := v.c.r.readNode(ctx, rec)
 	if err != nil {
 		if errors.Is(err, ErrDamaged) {
 			return true, nil // its pack is in the report by another record

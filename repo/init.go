@@ -109,7 +109,7 @@ func initFS(ctx context.Context, fsys fsx.FS, dir string, o InitOptions) (err er
 		return err
 	}
 	// From here on it is a repository.
-	if err := fsx.WriteFile(fsys, "tmp/init-config", configName, c.encode(ring)); err != nil {
+	if err := fsx.WriteFile(fsys, tmpName("init", randomName()), configName, c.encode(ring)); err != nil {
 		return err
 	}
 	_ = sweep(fsys, "tmp")

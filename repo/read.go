@@ -139,20 +139,26 @@ func (r *Repository) readError(rec block.Record, err error) error {
 	return &DamageError{Pack: rec.Pack, Offset: rec.Offset, Length: rec.Length, What: rec.Kind.String() + " " + rec.ID.String(), Err: err}
 }
 
-// Node implements tree.Loader through the cache of nodes.
-func (r *Repository) loadNode(ctx context.Context, rec block.Record) ([]byte, error) {
+// readNode reads a tree node from storage.
+func (r *Repository) readNode(ctx context.Context, rec block.Record) ([]byte, error) {
 	if !rec.Kind.IsNode() {
 		return nil, r.readError(rec, fmt.Errorf("%w: a %v where a node should be", pack.ErrFormat, rec.Kind))
 	}
+	node := make([]byte, tree.NodeSize)
+	if err := r.fetch(ctx, rec, node); err != nil {
+		return nil, err
+	}
+	if err := tree.Check(node); err != nil {
+		return nil, r.readError(rec, fmt.Errorf("%w: %w", codec.ErrCorrupt, err))
+	}
+	return node, nil
+}
+
+// loadNode is readNode through the cache.
+func (r *Repository) loadNode(ctx context.Context, rec block.Record) ([]byte, error) {
 	e, err := r.nodes.Get(ctx, rec.ID, func(ctx context.Context) ([]byte, int64, error) {
-		node := make([]byte, tree.NodeSize)
-		if err := r.fetch(ctx, rec, node); err != nil {
-			return nil, 0, err
-		}
-		if err := tree.Check(node); err != nil {
-			return nil, 0, r.readError(rec, fmt.Errorf("%w: %w", codec.ErrCorrupt, err))
-		}
-		return node, tree.NodeSize, nil
+		node, err := r.readNode(ctx, rec)
+		return node, tree.NodeSize, err
 	})
 	if err != nil {
 		return nil, err

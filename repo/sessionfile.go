@@ -39,6 +39,7 @@ type sessionFile struct {
 
 	mu  sync.Mutex
 	log fsx.File
+	err error // the first of log: after it nothing more is written there
 }
 
 func (r *Repository) newSessionFile() (*sessionFile, error) {
@@ -75,13 +76,17 @@ func (f *sessionFile) line(text string) error {
 	if f.log == nil {
 		return ErrClosed
 	}
-	if _, err := f.log.Write([]byte(text + "\n")); err != nil {
-		return fmt.Errorf("write the session's log: %w", err)
+	if f.err != nil {
+		return f.err
 	}
-	if err := f.log.Sync(); err != nil {
-		return fmt.Errorf("write the session's log: %w", err)
+	_, err := f.log.Write([]byte(text + "\n"))
+	if err == nil {
+		err = f.log.Sync()
 	}
-	return nil
+	if err != nil {
+		f.err = fmt.Errorf("write the session's log: %w", err)
+	}
+	return f.err
 }
 
 // pack notes a pack that is about to be published. Should we die before the index
