@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"iter"
 	"log/slog"
 	"math/rand/v2"
 	"os"
@@ -245,7 +244,7 @@ func (c *copying) copyDisk(ctx context.Context, f repo.File, out *os.File) error
 	c.since = 0
 	at := from // everything before it is written
 	var walkErr error
-	todo := dataSteps(ctx, f.Disk, from, &walkErr)
+	todo := dataSteps(ctx, f.Disk, from, false, &walkErr)
 	err = stream(ctx, f.Disk, todo, c.bufs, func(_ context.Context, s step, data []byte, release func()) error {
 		defer release()
 		if _, err := out.WriteAt(data, s.Offset); err != nil {
@@ -310,7 +309,7 @@ const copySample = 32
 func sampled(ctx context.Context, d *repo.Disk, out io.ReaderAt, done int64) (kept int64, good bool, err error) {
 	var look []area
 	var last area
-	for s := range dataSteps(ctx, d, 0, &err) {
+	for s := range dataSteps(ctx, d, 0, false, &err) {
 		if s.Offset >= done {
 			break
 		}
@@ -338,27 +337,4 @@ func sampled(ctx context.Context, d *repo.Disk, out io.ReaderAt, done int64) (ke
 		}
 	}
 	return kept, true, nil
-}
-
-// dataSteps yields the reads that bring a disk's data, holes left out, from off
-// on. An error ends it early and is left in err.
-func dataSteps(ctx context.Context, d *repo.Disk, off int64, err *error) iter.Seq[step] {
-	return func(yield func(step) bool) {
-		for off < d.Size() {
-			start, end, nextErr := d.NextData(ctx, off)
-			if errors.Is(nextErr, io.EOF) {
-				return
-			}
-			if nextErr != nil {
-				*err = nextErr
-				return
-			}
-			for s := range steps([]area{{Offset: start, Length: end - start}}, nil) {
-				if !yield(s) {
-					return
-				}
-			}
-			off = end
-		}
-	}
 }

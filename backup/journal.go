@@ -96,6 +96,9 @@ func writeEntry(state string, e entry) (*entry, error) {
 
 // done takes the entry out of the journal: nothing is left to clean up.
 func (e *entry) done() error {
+	if e.file == nil { // nobody wanted a journal
+		return nil
+	}
 	err := os.Remove(e.path)
 	if errors.Is(err, fs.ErrNotExist) {
 		err = nil
@@ -105,7 +108,11 @@ func (e *entry) done() error {
 }
 
 // leave keeps the entry for the next run to find.
-func (e *entry) leave() { e.file.Close() }
+func (e *entry) leave() {
+	if e.file != nil {
+		e.file.Close()
+	}
+}
 
 // deadEntries returns this host's entries whose runs are no more, locked, so
 // that no other process cleans up after them at the same time.

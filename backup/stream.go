@@ -10,6 +10,8 @@ import (
 	"sync"
 
 	"golang.org/x/sync/errgroup"
+
+	"hikae/repo"
 )
 
 // How disks are read: in pieces of pieceSize, at most poolPieces of them in
@@ -189,4 +191,29 @@ func readFull(ctx context.Context, src source, p []byte, off int64) error {
 		return fmt.Errorf("the disk ended at byte %d, %d bytes short: %w", off+int64(n), len(p)-n, io.ErrUnexpectedEOF)
 	}
 	return err
+}
+
+// dataSteps yields the reads that bring a disk's data from off on, and, with
+// zeros, its holes. An error ends it early and is left in err.
+func dataSteps(ctx context.Context, d *repo.Disk, off int64, zeros bool, err *error) iter.Seq[step] {
+	return func(yield func(step) bool) {
+		for off < d.Size() {
+			start, end, nextErr := d.NextData(ctx, off)
+			if errors.Is(nextErr, io.EOF) {
+				start, end = d.Size(), d.Size()
+			} else if nextErr != nil {
+				*err = nextErr
+				return
+			}
+			if zeros && start > off && !yield(step{area{Offset: off, Length: start - off}, true}) {
+				return
+			}
+			for s := range steps([]area{{Offset: start, Length: end - start}}, nil) {
+				if !yield(s) {
+					return
+				}
+			}
+			off = end
+		}
+	}
 }

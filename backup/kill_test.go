@@ -1,0 +1,7 @@
+package backup
+
+import "os"
+
+const childEnv = "HIKAE_TEST_CHILD"
+
+func child() { os.Exit(3) }

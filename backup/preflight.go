@@ -1,0 +1,160 @@
+package backup
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"strconv"
+	"strings"
+
+	"hikae/backup/esxi"
+	"hikae/backup/vmx"
+	"hikae/repo"
+)
+
+// problems gathers what stands in the way of a restore, so that the operator
+// sees all of it at once.
+type problems struct {
+	list []string
+	room bool
+}
+
+func (p *problems) add(format string, args ...any) {
+	p.list = append(p.list, fmt.Sprintf(format, args...))
+}
+
+// err is nil when there are none.
+func (p *problems) err(what string) error {
+	if len(p.list) == 0 {
+		return nil
+	}
+	kind := ErrRefused
+	if p.room {
+		kind = fmt.Errorf("%w: %w", ErrRefused, ErrNoRoom)
+	}
+	return fmt.Errorf("%s cannot begin, nothing was touched: %s: %w", what, strings.Join(p.list, "; "), kind)
+}
+
+// preflight checks all that can be checked before anything is touched. An error
+// of the way to the host is returned as it is.
+func (r *restoring) preflight(ctx context.Context) error {
+	var p problems
+	r.checkGeneration(ctx, &p)
+	original, err := r.checkName(ctx, &p)
+	if err != nil {
+		return err
+	}
+	stores, err := r.Host.Datastores(ctx)
+	if err != nil {
+		return err
+	}
+	r.checkStore(stores, &p)
+	if err := ctx.Err(); err != nil {
+		return context.Cause(ctx)
+	}
+	if err := p.err(fmt.Sprintf("restoring %s as %s", r.res.Generation, r.Name)); err != nil {
+		return err
+	}
+	r.configure(r.config, original)
+	return nil
+}
+
+// checkGeneration opens everything that will be needed of the generation.
+func (r *restoring) checkGeneration(ctx context.Context, p *problems) {
+	r.base = cleanName(r.Name, "vm")
+	for i, m := range r.manifest.Disks {
+		d, err := r.Generation.OpenDisk(i)
+		if err == nil {
+			// The root of its tree is read by this: a generation whose tree is
+			// gone is found out now.
+			if _, _, err = d.NextData(ctx, 0); errors.Is(err, io.EOF) {
+				err = nil
+			}
+		}
+		switch {
+		case err != nil:
+			p.add("%s (%s) of the generation cannot be read: %s (see hikae check)", m.Label, m.Name, oneLine(err))
+		case d.Size()%512 != 0:
+			p.add("%s (%s) has %d bytes, which is no whole number of sectors", m.Label, m.Name, d.Size())
+		case m.Descriptor == "":
+			p.add("%s (%s) has no descriptor", m.Label, m.Name)
+		default:
+			r.disks = append(r.disks, d)
+			r.res.BytesCapacity += d.Size()
+			r.res.BytesData += d.DataBytes()
+		}
+	}
+	for _, f := range r.manifest.Files {
+		switch {
+		case strings.HasSuffix(f.Name, ".nvram"):
+			r.nvram = f.Data
+		case strings.HasSuffix(f.Name, ".vmx"):
+			config, err := vmx.Parse(f.Data)
+			if err != nil {
+				p.add("the configuration %s of the generation cannot be read: %s", f.Name, oneLine(err))
+				continue
+			}
+			r.config = config
+		}
+	}
+	if r.config == nil && len(p.list) == 0 {
+		p.add("the generation has no configuration (.vmx)")
+	}
+}
+
+// checkName looks for VMs in the way. original tells whether the VM that was
+// backed up is still on the host.
+func (r *restoring) checkName(ctx context.Context, p *problems) (original bool, err error) {
+	if err := (repo.VMID{Host: "host", Name: r.Name}).Validate(); err != nil || len(r.Name) > 80 {
+		p.add("%q cannot be a VM's name here (at most 80 bytes, no slash); give another with --name", r.Name)
+	}
+	vms, err := r.Host.VMs(ctx)
+	if err != nil {
+		return false, err
+	}
+	g := r.manifest.Guest
+	for _, vm := range vms {
+		if strings.EqualFold(vm.Name, r.Name) {
+			p.add("the host has a VM called %s already; give another name with --name, or unregister that one", vm.Name)
+		}
+		if (g.UUID != "" && strings.EqualFold(vm.UUID, g.UUID)) || (g.InstanceUUID != "" && strings.EqualFold(vm.InstanceUUID, g.InstanceUUID)) {
+			original = true
+		}
+	}
+	return original, nil
+}
+
+// checkStore looks for the datastore and its room. Files sent to it are
+// allocated in full, whatever they were before.
+func (r *restoring) checkStore(stores []esxi.Datastore, p *problems) {
+	i := slices.IndexFunc(stores, func(s esxi.Datastore) bool { return s.Name == r.Datastore })
+	if i < 0 {
+		var names []string
+		for _, s := range stores {
+			names = append(names, s.Name)
+		}
+		p.add("the host has no datastore called %s (it has %s)", r.Datastore, strings.Join(names, ", "))
+		return
+	}
+	s := stores[i]
+	if !s.Accessible {
+		p.add("datastore %s is not accessible", s.Name)
+		return
+	}
+	need := r.res.BytesCapacity + 64<<20 // descriptors, configuration, log
+	why := "its disks become thick"
+	if r.PowerOn && r.config != nil {
+		if v, ok := r.config.Get("memSize"); ok {
+			if mib, err := strconv.ParseInt(v, 10, 32); err == nil && mib > 0 {
+				need += mib << 20
+				why += ", and it swaps there when it runs"
+			}
+		}
+	}
+	if s.Free < need {
+		p.room = true
+		p.add("datastore %s has %s free and the VM needs %s (%s): free some, or restore to another datastore", s.Name, size(s.Free), size(need), why)
+	}
+}
