@@ -471,3 +471,18 @@ func FuzzSlot(f *testing.F) {
 		}
 	})
 }
+
+func TestDefaultCosts(t *testing.T) {
+	m, r, _ := fresh(t)
+	s, err := AddSlot(m, r, Passphrase([]byte("costly")), "", noon, Params{})
+	must(t, err)
+	if s.Params != (Params{Time: 3, MemoryKiB: 65536, Threads: 4}) {
+		t.Errorf("%+v", s.Params)
+	}
+	got, info, err := Unlock(m, repo1, Passphrase([]byte("costly")))
+	must(t, err)
+	sameRing(t, r, got)
+	if info.ID != s.ID {
+		t.Error(info)
+	}
+}
