@@ -230,6 +230,9 @@ func (h *Host) addDisk(x *vmx.File, dir string, d *types.VirtualDisk, op types.V
 	if !ok {
 		return unsupported("a disk backed by anything but a flat file")
 	}
+	if backing.Parent != nil {
+		return unsupported("a disk that stands on another's link")
+	}
 	rel, err := h.newDiskPath(x, dir, backing.FileName)
 	if err != nil {
 		return err

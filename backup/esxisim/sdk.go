@@ -70,6 +70,12 @@ var readers = map[string]bool{
 // licensed are methods the simulator answers that the free licence refuses.
 var licensed = map[string]bool{"TerminateSession": true, "UpdateOptions": true}
 
+// own are the types of objects that only this host's own methods serve.
+var own = map[string]bool{
+	"VirtualMachine": true, "VirtualMachineSnapshot": true, "FileManager": true, "VirtualDiskManager": true,
+	"HostDatastoreBrowser": true, "HostDatastoreSystem": true,
+}
+
 func reading(method string) bool {
 	if passing[method] || readers[method] {
 		return true
@@ -147,7 +153,7 @@ func (h *Host) dispatch(w http.ResponseWriter, r *http.Request, m *simulator.Met
 		h.answer(w, m.Name, res)
 		return
 	}
-	if !reading(m.Name) && !licensed[m.Name] {
+	if own[m.This.Type] || !reading(m.Name) && !licensed[m.Name] {
 		h.fail(w, unsupported(m.Name))
 		return
 	}
@@ -351,8 +357,11 @@ func (h *Host) content() types.ServiceContent {
 func (c *call) vm() (*hv.VM, error) { return c.h.vmOf(c.this) }
 
 func (h *Host) vmOf(ref types.ManagedObjectReference) (*hv.VM, error) {
+	if ref.Type != "VirtualMachine" {
+		return nil, unsupported(ref.Type)
+	}
 	id, err := strconv.Atoi(ref.Value)
-	if ref.Type == "VirtualMachine" && err == nil {
+	if err == nil {
 		if vm := h.hv.VM(id); vm != nil {
 			return vm, nil
 		}

@@ -57,33 +57,37 @@ func (h *Host) asFault(err error) soapError {
 	if !errors.As(err, &e) {
 		return soapError{&types.SystemError{Reason: err.Error()}, "A general system error occurred: " + err.Error()}
 	}
-	file := types.FileFault{File: h.hv.Path(e.Name)}
-	var f types.BaseMethodFault
+	name := h.hv.Path(e.Name)
+	file := types.FileFault{File: name}
 	switch e.Kind {
 	case hv.ErrNotFound:
-		f = &types.FileNotFound{FileFault: file}
+		return soapError{&types.FileNotFound{FileFault: file}, "File " + name + " was not found"}
 	case hv.ErrExists:
-		f = &types.FileAlreadyExists{FileFault: file}
+		return soapError{
+			&types.FileAlreadyExists{FileFault: file},
+			"Cannot complete the operation because the file or folder " + name + " already exists",
+		}
 	case hv.ErrGone:
-		f = &types.NotFound{}
+		return soapError{&types.NotFound{}, "The object or item referred to could not be found."}
 	case hv.ErrRegistered:
-		f = &types.AlreadyExists{Name: e.Name}
+		return soapError{&types.AlreadyExists{Name: e.Name}, "The specified key, name, or identifier '" + e.Name + "' already exists."}
 	case hv.ErrNoSpace:
-		f = &types.NoDiskSpace{FileFault: file, Datastore: h.hv.Datastore()}
+		return soapError{
+			&types.NoDiskSpace{FileFault: file, Datastore: h.hv.Datastore()},
+			"There is not enough space on the file system for the selected operation: " + e.Text,
+		}
 	case hv.ErrLocked:
-		f = &types.FileLocked{FileFault: file}
+		return soapError{&types.FileLocked{FileFault: file}, "Unable to access file " + name + " since it is locked"}
 	case hv.ErrPower:
-		f = &types.InvalidPowerState{}
+		return soapError{&types.InvalidPowerState{}, "The attempted operation cannot be performed in the current state: " + e.Text}
 	case hv.ErrUnsupported:
-		f = &types.NotSupported{}
+		return soapError{&types.NotSupported{}, e.Text}
 	case hv.ErrPath:
-		f = &types.InvalidDatastorePath{DatastorePath: e.Name}
+		return soapError{&types.InvalidDatastorePath{DatastorePath: e.Name}, e.Text}
 	case hv.ErrTracking:
-		f = &types.FileFault{File: h.hv.Path(e.Name)}
-	default:
-		f = &types.InvalidArgument{InvalidProperty: e.Name}
+		return soapError{&types.FileFault{File: name}, "Error caused by file " + name + ": " + e.Text}
 	}
-	return soapError{f, e.Text}
+	return soapError{&types.InvalidArgument{InvalidProperty: e.Name}, "A specified parameter was not correct: " + e.Name + " (" + e.Text + ")"}
 }
 
 type envelope struct {

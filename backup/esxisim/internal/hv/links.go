@@ -18,6 +18,9 @@ import (
 func (vm *VM) consolidate(ctx context.Context) error {
 	err := vm.mergeAll(ctx)
 	vm.unmerged = err != nil
+	if err == nil {
+		vm.loose = nil
+	}
 	vm.follow()
 	return err
 }
@@ -57,6 +60,20 @@ func (vm *VM) mergeAll(ctx context.Context) error {
 	}
 }
 
+// needsMerge tells whether a chain that runs has links no snapshot needs: the
+// host stopped before it had merged them.
+func (vm *VM) needsMerge() bool {
+	for _, d := range vm.disks {
+		links := d.seen().links
+		for i := range links[:max(len(links)-1, 0)] {
+			if !vm.named(vm.h.rel(links[i].Descriptor)) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
 type linkTree struct {
 	order    []string // every link after its parent, so that merges keep the oldest names
 	children map[string][]string
@@ -74,11 +91,7 @@ func (vm *VM) tree() (*linkTree, error) {
 			tops = append(tops, d.File)
 		}
 	}
-	for _, d := range vm.disks { // links of a chain whose top was just thrown away are not among the named ones' ancestors
-		for _, l := range d.seen().links {
-			tops = append(tops, vm.h.rel(l.Descriptor))
-		}
-	}
+	tops = append(tops, vm.loose...)
 	for _, top := range tops {
 		var chain []string
 		for name := top; name != ""; {
@@ -87,7 +100,7 @@ func (vm *VM) tree() (*linkTree, error) {
 			}
 			d, err := vm.h.descriptor(name)
 			if err != nil {
-				if errors.Is(err, ErrNotFound) && name == top { // a disk whose files are gone has nothing to merge
+				if errors.Is(err, ErrNotFound) && name == top { // merged already, or a disk whose files are gone
 					break
 				}
 				return nil, err

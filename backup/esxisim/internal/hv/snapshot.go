@@ -188,6 +188,9 @@ func (vm *VM) dropSnapshots(ctx context.Context, which func(*Snapshot) bool, mus
 	for _, s := range vm.snaps {
 		if which(s) {
 			dropped = append(dropped, s)
+			for _, d := range s.Disks {
+				vm.loose = append(vm.loose, d.File)
+			}
 		} else {
 			kept = append(kept, s)
 		}

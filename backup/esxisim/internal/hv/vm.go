@@ -32,9 +32,10 @@ type VM struct {
 	x        *vmx.File
 	disks    []*disk // in controller order
 	snaps    []*Snapshot
-	current  int  // the snapshot the running links stand on; 0: none
-	lastUID  int  // highest snapshot number ever given
-	unmerged bool // links are left that no snapshot needs
+	current  int      // the snapshot the running links stand on; 0: none
+	lastUID  int      // highest snapshot number ever given
+	unmerged bool     // links are left that no snapshot needs
+	loose    []string // links that snapshots named until they were removed
 	started  time.Time
 }
 
@@ -148,6 +149,7 @@ func (h *Host) load1(rel string, id int) (*VM, error) {
 		return nil, err
 	}
 	vm.readDisks(nil)
+	vm.unmerged = vm.needsMerge()
 
 	h.mu.Lock()
 	defer h.mu.Unlock()
