@@ -124,6 +124,9 @@ func (h *Host) extent(ctx context.Context, r *DiskReader, descriptor string, e v
 	if err != nil {
 		return vmdk.File{}, err
 	}
+	if size < 0 {
+		return vmdk.File{}, fmt.Errorf("%s: the host does not tell the size of %s", h.name, name)
+	}
 	if e.Type == vmdk.ExtentVMFS || e.Type == vmdk.ExtentFlat {
 		if want := e.Sectors<<9 + e.Offset<<9; size != want && (e.Offset == 0 || size < want) {
 			return vmdk.File{}, fmt.Errorf("%s: %s is %d bytes long and its descriptor says %d; the disk is damaged", h.name, name, size, want)
@@ -176,6 +179,9 @@ func (r *DiskReader) ReadAt(p []byte, off int64) (int, error) {
 // closed. Large reads are cut into requests of at most 16 MiB; several reads at
 // once use up to four connections.
 func (r *DiskReader) ReadAtContext(ctx context.Context, p []byte, off int64) (int, error) {
+	if r.ctx.Err() != nil {
+		return 0, errClosed
+	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	defer context.AfterFunc(r.ctx, func() { cancel(errClosed) })()

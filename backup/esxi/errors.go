@@ -99,6 +99,9 @@ func (h *Host) explain(ctx context.Context, what string, err error) error {
 			"assign a licence key to the host")
 	case fault.Is(err, &types.InvalidLogin{}), fault.Is(err, &types.NotAuthenticated{}):
 		return say(ErrLogin, "the host does not accept the session of user %s", h.user)
+	case fault.Is(err, &types.MethodDisabled{}), fault.Is(err, &types.HostAccessRestrictedToManagementServer{}):
+		return say(ErrDenied, "a vCenter Server manages this host and has disabled it (%s); wait for its own backup or migration, "+
+			"or take the host out of lockdown", faultText(err))
 	case fault.Is(err, &types.NoPermission{}):
 		return say(ErrDenied, "user %s lacks the permission; give it the Administrator role on the host", h.user)
 	case fault.Is(err, &types.NoDiskSpace{}):

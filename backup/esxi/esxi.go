@@ -70,6 +70,9 @@ type VM struct {
 	Disks           []Disk // in controller order: IDE, SCSI, SATA, NVMe
 	Snapshots       []SnapshotInfo
 	ChangeTracking  bool
+	// NeedsConsolidation: links of removed snapshots were left behind; see
+	// Consolidate.
+	NeedsConsolidation bool
 	// Invalid is why the host cannot use this VM (its files are gone, its
 	// datastore is away); "" when it can. Other fields are then mostly empty.
 	Invalid string

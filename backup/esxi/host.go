@@ -177,10 +177,15 @@ func (h *Host) Upload(ctx context.Context, dsPath string, r io.Reader, size int6
 	if err == nil || ctx.Err() != nil || errors.Is(err, errSource) {
 		return err
 	}
-	// A full datastore answers with whatever the host's file server makes of it.
-	if ds, e := h.datastoreOf(ctx, dsPath); e == nil && ds.Free < size && ds.Free < 64<<20 {
-		return errf(ErrNoSpace, err, "%s: upload %s: datastore %s is full: %d MiB are free and the file needs %d MiB",
-			h.name, dsPath, ds.Name, ds.Free>>20, size>>20)
+	// A full datastore answers with whatever the host's file server makes of
+	// it. What is missing is more than what is free: that is the reason.
+	missing := size
+	if stored, e := h.files.head(ctx, dsPath); e == nil {
+		missing -= stored
+	}
+	if ds, e := h.datastoreOf(ctx, dsPath); e == nil && ds.Free < missing {
+		return errf(ErrNoSpace, err, "%s: upload %s: datastore %s is full: %d MiB are free and %d MiB more are needed",
+			h.name, dsPath, ds.Name, ds.Free>>20, (missing+1<<20-1)>>20)
 	}
 	return err
 }

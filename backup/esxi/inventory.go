@@ -127,7 +127,7 @@ func (h *Host) look(ctx context.Context) (place, error) {
 // vmPaths are the properties of a VM that matter here: config and layoutEx
 // whole are ten times as much.
 var vmPaths = []string{
-	"name", "snapshot", "runtime.powerState", "runtime.connectionState",
+	"name", "snapshot", "runtime.powerState", "runtime.connectionState", "runtime.consolidationNeeded",
 	"config.uuid", "config.instanceUuid", "config.guestId", "config.version", "config.files",
 	"config.hardware.device", "config.changeTrackingEnabled", "config.extraConfig", "layoutEx.file",
 }
@@ -199,6 +199,8 @@ func (h *Host) convert(m *mo.VirtualMachine) VM {
 		ID:    m.Self.Value,
 		Name:  displayName(m.Name),
 		Power: string(m.Runtime.PowerState),
+
+		NeedsConsolidation: m.Runtime.ConsolidationNeeded,
 	}
 	if s := m.Runtime.ConnectionState; s != "" && s != types.VirtualMachineConnectionStateConnected {
 		vm.Invalid = fmt.Sprintf("the host calls it %s: its files or its datastore are out of reach", s)

@@ -59,16 +59,7 @@ func start(t *testing.T, o labOptions) *lab {
 	}
 	var raws []string
 	for i, size := range o.disks {
-		raw := filepath.Join(t.TempDir(), "disk.raw")
-		b := make([]byte, size*mib)
-		r := rand.NewChaCha8([32]byte{byte(i)})
-		for at := 0; at < len(b); at += 2 * mib {
-			r.Read(b[at:min(at+mib, len(b))])
-		}
-		if err := os.WriteFile(raw, b, 0o600); err != nil {
-			t.Fatal(err)
-		}
-		raws = append(raws, raw)
+		raws = append(raws, raw(t, i, int64(size)*mib))
 	}
 	if err := sim.ImportVM(t.Context(), "web01", raws, o.vm); err != nil {
 		t.Fatal(err)
@@ -88,6 +79,28 @@ func start(t *testing.T, o labOptions) *lab {
 	})
 	l.vm = l.find("web01")
 	return l
+}
+
+// raw makes an image: every other MiB is a hole.
+func raw(t *testing.T, seed int, size int64) string {
+	t.Helper()
+	f, err := os.Create(filepath.Join(t.TempDir(), "disk.raw"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	r := rand.NewChaCha8([32]byte{byte(seed)})
+	b := make([]byte, mib)
+	for at := int64(0); at < size; at += 2 * mib {
+		r.Read(b)
+		if _, err := f.WriteAt(b[:min(mib, size-at)], at); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := f.Truncate(size); err != nil {
+		t.Fatal(err)
+	}
+	return f.Name()
 }
 
 func (l *lab) config() Config {
@@ -664,6 +677,37 @@ func TestFailingTasks(t *testing.T) {
 	l.inject(esxisim.Fault{Kind: esxisim.FaultCall, Method: "RemoveSnapshot_Task", Fault: "TaskInProgress", Count: 2})
 	if err := l.host.RemoveSnapshot(t.Context(), s.ID); err != nil {
 		t.Errorf("remove: %v", err)
+	}
+}
+
+// A snapshot whose links cannot be merged is gone all the same; what is left
+// behind is merged when there is room, by whoever comes next.
+func TestConsolidation(t *testing.T) {
+	for _, again := range []bool{true, false} {
+		l := start(t, labOptions{vm: esxisim.VMOptions{PowerOn: true, Thin: true}})
+		s := l.snapshot("one")
+		l.write(0, mib, random(mib)) // a hole of the base: merging takes room
+		want := l.guest(0)
+		l.inject(esxisim.Fault{Kind: esxisim.FaultSpace})
+		if err := l.host.RemoveSnapshot(t.Context(), s.ID); !errors.Is(err, ErrNoSpace) {
+			t.Fatalf("remove: %v", err)
+		}
+		left := l.find("web01")
+		if !left.NeedsConsolidation || len(left.Disks[0].Chain) != 2 {
+			t.Fatalf("left behind: %+v", left)
+		}
+		l.ClearFaults()
+		if again {
+			if err := l.host.RemoveSnapshot(t.Context(), s.ID); err != nil {
+				t.Errorf("remove again: %v", err)
+			}
+		} else if err := l.host.Consolidate(t.Context(), left); err != nil {
+			t.Errorf("consolidate: %v", err)
+		}
+		if now := l.find("web01"); now.NeedsConsolidation || len(now.Disks[0].Chain) != 1 {
+			t.Errorf("left behind: %+v", now)
+		}
+		same(t, "disk", l.guest(0), want)
 	}
 }
 

@@ -125,7 +125,8 @@ func (h *Host) RemoveSnapshot(ctx context.Context, id string) error {
 			return h.explain(ctx, what, err)
 		}
 		if vm != "" {
-			if err := h.settle(ctx, vm, "removeSnapshot"); err != nil && !transient(err) {
+			// When even this cannot be asked, the next removal tells why.
+			if err := h.settle(ctx, vm, "removeSnapshot"); errors.Is(err, ErrBusy) {
 				return h.explain(ctx, what, err)
 			}
 		}
@@ -133,6 +134,16 @@ func (h *Host) RemoveSnapshot(ctx context.Context, id string) error {
 	if vm == "" {
 		return nil
 	}
+	return h.consolidate(ctx, what, vm)
+}
+
+// Consolidate merges links that a removed snapshot left behind (its datastore
+// was full, or a file was locked). It does nothing when there are none.
+func (h *Host) Consolidate(ctx context.Context, vm *VM) error {
+	return h.consolidate(ctx, "consolidate the disks of "+vm.Name, vm.ID)
+}
+
+func (h *Host) consolidate(ctx context.Context, what, vm string) error {
 	err := h.merged(ctx, vm)
 	if gone(err) || errors.Is(err, ErrNotFound) {
 		return nil // the VM itself was removed meanwhile

@@ -168,17 +168,27 @@ func (c *soapControl) powerOn(ctx context.Context, vm string) error {
 		return err
 	}
 	res, err := methods.PowerOnVM_Task(ctx, c.h.session.vc, &types.PowerOnVM_Task{This: vmRef(vm)})
-	if err != nil {
-		if transient(err) {
-			err = &lost{err}
+	var ref types.ManagedObjectReference
+	switch {
+	case err == nil:
+		ref = res.Returnval
+	case transient(err) && ctx.Err() == nil:
+		// The task may be running all the same, and it may be asking.
+		var running bool
+		var lookErr error
+		if ref, running, lookErr = c.h.running(ctx, vm, "powerOn"); lookErr != nil || !running {
+			return &lost{err}
 		}
+	default:
 		return err
 	}
-	_, err = c.wait(ctx, res.Returnval, func(ctx context.Context) error { return c.answer(ctx, vm) })
+	answered := map[string]bool{}
+	_, err = c.wait(ctx, ref, func(ctx context.Context) error { return c.answer(ctx, vm, answered) })
 	return err
 }
 
-func (c *soapControl) answer(ctx context.Context, vm string) error {
+// answer gives the answer that a VM waits for, once a question.
+func (c *soapControl) answer(ctx context.Context, vm string, answered map[string]bool) error {
 	m, err := fetchOne[mo.VirtualMachine](ctx, c.h, vmRef(vm), "runtime.question", "config.extraConfig")
 	if err != nil {
 		if transient(err) {
@@ -187,7 +197,7 @@ func (c *soapControl) answer(ctx context.Context, vm string) error {
 		return err
 	}
 	q := m.Runtime.Question
-	if q == nil {
+	if q == nil || answered[q.Id] {
 		return nil
 	}
 	choice, ok := choose(q, wantsToKeep(m))
@@ -199,7 +209,12 @@ func (c *soapControl) answer(ctx context.Context, vm string) error {
 		return fmt.Errorf("the VM waits for an answer: %q (%s); give it in the host's own interface",
 			strings.TrimSpace(q.Text), strings.Join(labels, ", "))
 	}
+	answered[q.Id] = true
 	_, err = methods.AnswerVM(ctx, c.h.session.vc, &types.AnswerVM{This: vmRef(vm), QuestionId: q.Id, AnswerChoice: choice})
+	if transient(err) {
+		delete(answered, q.Id) // asked for again if it did not arrive
+		return nil
+	}
 	return err
 }
 
@@ -277,7 +292,7 @@ func (h *Host) settle(ctx context.Context, vm, kind string) error {
 	deadline, cancel := context.WithTimeout(ctx, h.t.settleTime)
 	defer cancel()
 	for pause := h.t.poll; ; pause = min(2*pause, 20*h.t.poll) {
-		busy, err := h.atWork(ctx, vm, kind)
+		_, busy, err := h.running(ctx, vm, kind)
 		if err != nil || !busy {
 			return err
 		}
@@ -290,10 +305,11 @@ func (h *Host) settle(ctx context.Context, vm, kind string) error {
 	}
 }
 
-func (h *Host) atWork(ctx context.Context, vm, kind string) (bool, error) {
+// running finds a task that is queued or running.
+func (h *Host) running(ctx context.Context, vm, kind string) (ref types.ManagedObjectReference, ok bool, err error) {
 	recent, err := h.recentTasks(ctx, vm)
 	if err != nil {
-		return false, err
+		return ref, false, err
 	}
 	for _, ref := range recent {
 		t, err := fetchOne[mo.Task](ctx, h, ref, "info")
@@ -301,14 +317,14 @@ func (h *Host) atWork(ctx context.Context, vm, kind string) (bool, error) {
 			continue // forgotten between the two calls
 		}
 		if err != nil {
-			return false, err
+			return ref, false, err
 		}
-		running := t.Info.State == types.TaskInfoStateQueued || t.Info.State == types.TaskInfoStateRunning
-		if running && strings.HasSuffix(strings.ToLower(t.Info.DescriptionId), strings.ToLower(kind)) {
-			return true, nil
+		atWork := t.Info.State == types.TaskInfoStateQueued || t.Info.State == types.TaskInfoStateRunning
+		if atWork && strings.HasSuffix(strings.ToLower(t.Info.DescriptionId), strings.ToLower(kind)) {
+			return ref, true, nil
 		}
 	}
-	return false, nil
+	return ref, false, nil
 }
 
 func (h *Host) recentTasks(ctx context.Context, vm string) ([]types.ManagedObjectReference, error) {
