@@ -82,6 +82,9 @@ func benchMemory(b *testing.B) string {
 		}
 		<-done
 	})
+	if err := forgoPoll(dir); err != nil {
+		b.Fatal(err)
+	}
 	readAhead(dir)
 	return dir + "/f"
 }

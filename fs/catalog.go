@@ -22,7 +22,7 @@ type catalog struct {
 	now  func() time.Time
 	log  *slog.Logger
 
-	asking shared // one question of a kind at a time
+	asking *shared // one question of a kind at a time
 
 	mu    sync.Mutex
 	at    time.Time // when hosts was read
@@ -58,22 +58,25 @@ type genDir struct {
 	ident uint64
 }
 
-func newCatalog(base context.Context, src source, show Filter, ttl time.Duration, now func() time.Time, log *slog.Logger) *catalog {
+func newCatalog(asking *shared, src source, show Filter, ttl time.Duration, now func() time.Time, log *slog.Logger) *catalog {
 	return &catalog{
-		src: src, show: show, ttl: ttl, now: now, log: log, asking: shared{base: base},
+		src: src, show: show, ttl: ttl, now: now, log: log, asking: asking,
 		hostOf: map[uint64]*hostDir{}, vmOf: map[uint64]*vmDir{}, genOf: map[uint64]*genDir{},
 	}
 }
 
 // list returns the hosts by name.
-func (c *catalog) list(ctx context.Context) ([]*hostDir, error) {
+func (c *catalog) list(ctx context.Context) ([]*hostDir, error) { return c.listAged(ctx, c.ttl) }
+
+// listAged is list with names that may be as old as age.
+func (c *catalog) listAged(ctx context.Context, age time.Duration) ([]*hostDir, error) {
 	c.mu.Lock()
-	hosts, fresh := c.hosts, !c.at.IsZero() && c.now().Sub(c.at) < c.ttl
+	hosts, fresh := c.hosts, !c.at.IsZero() && c.now().Sub(c.at) < age
 	c.mu.Unlock()
 	if fresh {
 		return hosts, nil
 	}
-	return once(ctx, &c.asking, "vms", func(ctx context.Context) ([]*hostDir, error) {
+	return once(ctx, c.asking, "vms", func(ctx context.Context) ([]*hostDir, error) {
 		ids, err := c.src.VMs(ctx)
 		if err != nil {
 			return nil, fmt.Errorf("list VMs: %w", err)
@@ -129,33 +132,55 @@ func (c *catalog) dropGens(gens []*genDir) {
 	}
 }
 
-// host and vm find what an inode number means, asking again when it is unknown.
-func (c *catalog) host(ctx context.Context, ino uint64) (*hostDir, error) {
-	return find(ctx, c, c.hostOfIno, ino)
-}
+// Listing all VMs reads a file for each, and every path begins with a host and a
+// VM. A name known already is therefore believed longer than one that is not:
+// should the VM be gone, its folder is empty until it goes as well.
+const knownAge = 10
 
-func (c *catalog) vm(ctx context.Context, ino uint64) (*vmDir, error) {
-	return find(ctx, c, c.vmOfIno, ino)
-}
-
-func (c *catalog) hostOfIno(ino uint64) *hostDir { return c.hostOf[ino] }
-func (c *catalog) vmOfIno(ino uint64) *vmDir     { return c.vmOf[ino] }
-
-func find[T any](ctx context.Context, c *catalog, known func(uint64) *T, ino uint64) (*T, error) {
-	for _, ask := range []bool{false, true} {
-		if ask {
-			if _, err := c.list(ctx); err != nil {
-				return nil, err
-			}
+// find returns what known finds, asking the repository first when that is due,
+// and again when it finds nothing.
+func find[T any](ctx context.Context, c *catalog, known func() *T) (*T, error) {
+	for _, age := range []time.Duration{knownAge * c.ttl, c.ttl} {
+		if _, err := c.listAged(ctx, age); err != nil {
+			return nil, err
 		}
 		c.mu.Lock()
-		x := known(ino)
+		x := known()
 		c.mu.Unlock()
 		if x != nil {
 			return x, nil
 		}
 	}
 	return nil, errGone
+}
+
+func (c *catalog) host(ctx context.Context, ino uint64) (*hostDir, error) {
+	return find(ctx, c, func() *hostDir { return c.hostOf[ino] })
+}
+
+func (c *catalog) vm(ctx context.Context, ino uint64) (*vmDir, error) {
+	return find(ctx, c, func() *vmDir { return c.vmOf[ino] })
+}
+
+// hostNamed and vmNamed are for find.
+func (c *catalog) hostNamed(name string) *hostDir {
+	i, ok := slices.BinarySearchFunc(c.hosts, name, func(h *hostDir, s string) int { return strings.Compare(h.name, s) })
+	if !ok {
+		return nil
+	}
+	return c.hosts[i]
+}
+
+func (c *catalog) vmNamed(host uint64, name string) *vmDir {
+	h := c.hostOf[host]
+	if h == nil {
+		return nil
+	}
+	i, ok := slices.BinarySearchFunc(h.vms, name, func(vm *vmDir, s string) int { return strings.Compare(vm.name, s) })
+	if !ok {
+		return nil
+	}
+	return h.vms[i]
 }
 
 // generations returns the generations of a VM by name.
@@ -166,7 +191,7 @@ func (c *catalog) generations(ctx context.Context, vm *vmDir) ([]*genDir, error)
 	if fresh {
 		return gens, nil
 	}
-	return once(ctx, &c.asking, "refs\x00"+vm.id.String(), func(ctx context.Context) ([]*genDir, error) {
+	return once(ctx, c.asking, "refs\x00"+vm.id.String(), func(ctx context.Context) ([]*genDir, error) {
 		refs, err := c.src.Refs(ctx, vm.id)
 		if err != nil && !errors.Is(err, errGone) { // a VM that lost its last generation is an empty folder for a moment
 			return nil, fmt.Errorf("list generations of %v: %w", vm.id, err)

@@ -95,7 +95,12 @@ func (t *tree) list(ctx context.Context, n node) (*listing, error) {
 			l.newest = latest(l.gens)
 		}
 	case n.host != nil:
-		l.vms = n.host.vms
+		if _, err = t.cat.list(ctx); err == nil { // news; the node may be older
+			var h *hostDir
+			if h, err = t.cat.host(ctx, n.ino); err == nil {
+				l.vms = h.vms
+			}
+		}
 	default:
 		l.hosts, err = t.cat.list(ctx)
 	}

@@ -2,6 +2,7 @@ package fs
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math/bits"
 	"sync"
@@ -93,27 +94,15 @@ func (t *tree) Read(cancel <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.R
 		t.complaints.about(err, "reading failed", "generation", c.disk.of.gen.ref.String(), "file", c.name, "disk", c.disk.name, "offset", c.base+off, "length", n)
 		return nil, fuse.Status(toErrno(err))
 	}
-	if r == nil {
-		return zeros(n), fuse.OK
-	}
 	return r, fuse.OK
 }
 
-// readDisk returns the bytes, or nil when they are a hole.
 func (t *tree) readDisk(ctx context.Context, c *content, off, n int64) (*pooled, error) {
-	pos := c.base + off
-	k, err := c.disk.areas.find(ctx, c.disk, pos)
-	if err != nil {
-		return nil, err
-	}
-	if k.hole && k.end >= pos+n {
-		return nil, nil
-	}
 	p, err := t.buffers.get(ctx, int(n))
 	if err != nil {
 		return nil, err
 	}
-	if m, err := c.disk.ReadAtContext(ctx, p.b, pos); m != len(p.b) {
+	if m, err := c.disk.ReadAtContext(ctx, p.b, c.base+off); m != len(p.b) {
 		p.Done()
 		if err == nil || toErrno(err) == syscall.ENOENT { // inside a disk neither is an answer
 			err = fmt.Errorf("%w: %d of %d bytes: %v", errDamaged, m, n, err)
@@ -192,11 +181,21 @@ func (t *tree) Lseek(cancel <-chan struct{}, in *fuse.LseekIn, out *fuse.LseekOu
 	if !ok {
 		return fuse.EBADF
 	}
-	if in.Whence != seekData && in.Whence != seekHole {
+	at, whence := int64(in.Offset), in.Whence
+	if whence != seekData && whence != seekHole {
 		return fuse.EINVAL
 	}
 	off, errno := attempt(t, cancel, "seeking failed", func(ctx context.Context) (int64, error) {
-		return h.c.seek(ctx, int64(in.Offset), in.Whence)
+		ctx, stop := context.WithTimeout(ctx, mapTime)
+		defer stop()
+		off, err := h.c.seek(ctx, at, whence)
+		if errors.Is(err, context.DeadlineExceeded) {
+			off, err = at, nil
+			if whence == seekHole {
+				off = h.c.size
+			}
+		}
+		return off, err
 	})
 	out.Offset = uint64(off)
 	return fuse.Status(errno)

@@ -178,3 +178,18 @@ func readAhead(path string) error {
 	}
 	return os.WriteFile("/sys/class/bdi/"+m.device+"/read_ahead_kb", []byte(strconv.Itoa(maxRead>>10)), 0)
 }
+
+// forgoPoll makes the kernel learn, by trying, that files of the mount cannot
+// be polled. The Go runtime polls every file it opens: the first to open one
+// would otherwise send a request that can block the very process that is to
+// answer it, should that be the one that serves the mount. The name is one that
+// go-fuse knows and answers for.
+func forgoPoll(path string) error {
+	fd, err := unix.Open(filepath.Join(path, ".go-fuse-epoll-hack"), unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	_, err = unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 0)
+	return err
+}

@@ -89,7 +89,7 @@ func serve() int {
 				runtime.GOMAXPROCS(o.Procs)
 			}
 			src.gens = o.Gens
-			log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug}))
+			log := testLog(os.Stderr)
 			srv, err = mount(context.Background(), src, o.Repo, o.Dir, Options{Timeout: o.Timeout, Refresh: o.Refresh, CacheBytes: o.Cache, Umask: o.Umask, AllowOther: o.Others, Logger: log, Debug: o.Debug})
 		case "add":
 			for _, g := range o.Gens {
@@ -326,4 +326,8 @@ func mountGens(t testing.TB, o order) *mounted {
 
 func (m *mounted) path(parts ...string) string {
 	return filepath.Join(append([]string{m.dir}, parts...)...)
+}
+
+func testLog(w io.Writer) *slog.Logger {
+	return slog.New(slog.NewTextHandler(w, &slog.HandlerOptions{Level: slog.LevelDebug}))
 }

@@ -137,6 +137,9 @@ func mount(ctx context.Context, src source, repository, dir string, o Options) (
 		cancel() // what still waits for storage waits for nobody
 		close(s.done)
 	}()
+	if err := forgoPoll(path); err != nil {
+		o.Logger.Debug("polling stays on", "error", err)
+	}
 	if os.Geteuid() == 0 {
 		if err := readAhead(path); err != nil {
 			o.Logger.Debug("the kernel's reading ahead stays at its default", "error", err)
@@ -147,12 +150,12 @@ func mount(ctx context.Context, src source, repository, dir string, o Options) (
 
 // newTree makes the tree; the options have their defaults.
 func newTree(base context.Context, src source, o *Options) *tree {
-	log := o.Logger
+	log, asking := o.Logger, newShared(base)
 	return &tree{
 		RawFileSystem: fuse.NewDefaultRawFileSystem(),
 		src:           src,
-		cat:           newCatalog(base, src, o.Filter, o.Refresh, o.Clock, log),
-		shelf:         newShelf(base, src, log),
+		cat:           newCatalog(asking, src, o.Filter, o.Refresh, o.Clock, log),
+		shelf:         newShelf(asking, src, log),
 		patience:      patience{base: base, timeout: o.Timeout, grace: defaultGrace, places: make(chan struct{}, maxWaiting)},
 		complaints:    complaints{log: log, now: o.Clock},
 		buffers:       buffers{room: semaphore.NewWeighted(readRoom)},

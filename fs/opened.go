@@ -4,7 +4,6 @@ import (
 	"container/list"
 	"context"
 	"fmt"
-	"io"
 	"log/slog"
 	"strconv"
 	"strings"
@@ -79,7 +78,7 @@ func newOpened(g *genDir, s *snapshot, shelf *shelf) *opened {
 			attrs: joined(s.attrs, f.attrs),
 		}
 		if f.disk != nil {
-			d := &shownDisk{disk: f.disk, of: o, asking: &shelf.asking, index: len(o.disks), name: strings.TrimSuffix(name, flatSuffix), stored: f.stored}
+			d := &shownDisk{disk: f.disk, of: o, asking: shelf.asking, index: len(o.disks), name: strings.TrimSuffix(name, flatSuffix), stored: f.stored}
 			c.disk, c.size, c.stored = d, f.disk.Size(), f.stored
 			o.disks = append(o.disks, d)
 		}
@@ -159,56 +158,6 @@ func (d *shownDisk) partition(repoID string, number int, off, size int64) *conte
 	return c
 }
 
-// countStored returns how many bytes of the file are not holes. For a partition
-// that takes a walk over the disk's map, or over what lies outside when that is
-// less: most disks have one large partition and little beside it.
-func (c *content) countStored(ctx context.Context) (int64, error) {
-	c.mu.Lock()
-	n := c.stored
-	c.mu.Unlock()
-	if n >= 0 {
-		return n, nil
-	}
-	var err error
-	if end := c.base + c.size; c.size > c.disk.Size()/2 {
-		var before, after int64
-		if before, err = countData(ctx, c.disk, 0, c.base); err == nil {
-			after, err = countData(ctx, c.disk, end, c.disk.Size())
-		}
-		n = max(0, min(c.size, c.disk.stored-before-after))
-	} else {
-		n, err = countData(ctx, c.disk, c.base, end)
-	}
-	if err != nil {
-		return 0, fmt.Errorf("map of disk %s of %v: %w", c.disk.name, c.disk.of.gen.ref, err)
-	}
-	c.mu.Lock()
-	c.stored = n
-	c.mu.Unlock()
-	return n, nil
-}
-
-func countData(ctx context.Context, d disk, from, to int64) (n int64, err error) {
-	for from < to {
-		if err := ctx.Err(); err != nil {
-			return 0, err
-		}
-		start, end, err := d.NextData(ctx, from)
-		if err == io.EOF {
-			break
-		}
-		if err != nil {
-			return 0, err
-		}
-		if end <= from { // would not end
-			return 0, fmt.Errorf("data area %d to %d found after %d", start, end, from)
-		}
-		n += max(0, min(end, to)-max(start, from))
-		from = end
-	}
-	return n, nil
-}
-
 // diskReader is a disk as an io.ReaderAt.
 type diskReader struct {
 	ctx context.Context
@@ -224,7 +173,7 @@ func (r diskReader) ReadAt(p []byte, off int64) (int, error) {
 type shelf struct {
 	src    source
 	log    *slog.Logger
-	asking shared
+	asking *shared
 
 	mu     sync.Mutex
 	of     map[*genDir]*list.Element // of *opened
@@ -237,8 +186,8 @@ const (
 	shelfWeight = 16 << 20
 )
 
-func newShelf(base context.Context, src source, log *slog.Logger) *shelf {
-	return &shelf{src: src, log: log, asking: shared{base: base}, of: map[*genDir]*list.Element{}, order: list.New()}
+func newShelf(asking *shared, src source, log *slog.Logger) *shelf {
+	return &shelf{src: src, log: log, asking: asking, of: map[*genDir]*list.Element{}, order: list.New()}
 }
 
 func (s *shelf) get(g *genDir) *opened {
@@ -269,7 +218,7 @@ func (s *shelf) open(ctx context.Context, g *genDir) (*opened, error) {
 	if o := s.get(g); o != nil {
 		return o, nil
 	}
-	return once(ctx, &s.asking, fmt.Sprintf("open %d %v", g.ref.sequence, g.ref), func(ctx context.Context) (*opened, error) {
+	return once(ctx, s.asking, fmt.Sprintf("open %d %v", g.ref.sequence, g.ref), func(ctx context.Context) (*opened, error) {
 		if o := s.get(g); o != nil { // someone else was quicker
 			return o, nil
 		}

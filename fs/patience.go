@@ -99,16 +99,33 @@ func leave[T any](done <-chan outcome[T], drop func(T), err error) error {
 }
 
 // shared lets concurrent callers share one answer to one question. A caller
-// whose context ends goes without; the question itself goes on for the others.
+// whose context ends goes without; the question itself goes on for others, for
+// it must not fail because the first to ask lost patience. Questions that storage
+// does not answer pile up only so far.
 type shared struct {
-	base  context.Context // ends with the mount
-	group singleflight.Group
+	base   context.Context // ends with the mount
+	group  singleflight.Group
+	places chan struct{}
+}
+
+func newShared(base context.Context) *shared {
+	return &shared{base: base, places: make(chan struct{}, maxWaiting)}
 }
 
 func once[T any](ctx context.Context, s *shared, key string, f func(context.Context) (T, error)) (T, error) {
-	ch := s.group.DoChan(key, func() (any, error) {
-		v, err := f(s.base)
-		return v, err
+	ch := s.group.DoChan(key, func() (v any, err error) {
+		select {
+		case s.places <- struct{}{}:
+		default:
+			return nil, errStuck
+		}
+		defer func() {
+			<-s.places
+			if r := recover(); r != nil {
+				err = fmt.Errorf("panic: %v\n%s", r, debug.Stack())
+			}
+		}()
+		return f(s.base)
 	})
 	select {
 	case r := <-ch:

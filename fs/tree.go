@@ -232,19 +232,17 @@ func (t *tree) child(ctx context.Context, dir node, name string) (node, error) {
 			return genNode(gens[i]), nil
 		}
 	case dir.host != nil:
-		i, ok := slices.BinarySearchFunc(dir.host.vms, name, func(vm *vmDir, s string) int { return strings.Compare(vm.name, s) })
-		if ok {
-			return t.vmNode(ctx, dir.host.vms[i])
-		}
-	default:
-		hosts, err := t.cat.list(ctx)
+		vm, err := find(ctx, t.cat, func() *vmDir { return t.cat.vmNamed(dir.host.ino, name) })
 		if err != nil {
 			return node{}, err
 		}
-		i, ok := slices.BinarySearchFunc(hosts, name, func(h *hostDir, s string) int { return strings.Compare(h.name, s) })
-		if ok {
-			return t.hostNode(hosts[i]), nil
+		return t.vmNode(ctx, vm)
+	default:
+		h, err := find(ctx, t.cat, func() *hostDir { return t.cat.hostNamed(name) })
+		if err != nil {
+			return node{}, err
 		}
+		return t.hostNode(h), nil
 	}
 	return node{}, errGone
 }
@@ -256,12 +254,17 @@ func (t *tree) attr(ctx context.Context, n node, a *fuse.Attr) time.Duration {
 	switch {
 	case n.content != nil:
 		a.Size = uint64(n.content.size)
+		ctx, stop := context.WithTimeout(ctx, mapTime)
 		stored, err := n.content.countStored(ctx)
+		stop()
 		if err != nil {
-			// The map is damaged somewhere. That must not hide the rest of the
-			// file; so this once the number is a guess.
-			t.complaints.about(err, "counting stored bytes failed", "file", n.content.name)
+			// The map is damaged somewhere, or the walk takes long. Neither must
+			// keep anyone from the file; so for now the number is a guess.
+			if !errors.Is(err, context.DeadlineExceeded) {
+				t.complaints.about(err, "counting stored bytes failed", "file", n.content.name)
+			}
 			stored = min(n.content.size, n.content.disk.stored)
+			n.mutable = true
 		}
 		a.Blocks = uint64(stored+511) / 512
 	case n.target != "":

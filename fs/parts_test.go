@@ -1,0 +1,544 @@
+package fs
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"math/rand/v2"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
+	"pgregory.net/rapid"
+)
+
+func TestEscapeName(t *testing.T) {
+	for name, want := range map[string]string{
+		"web01": "web01", "a b%c": "a b%c", "100%": "100%", "Büro – Server 1": "Büro – Server 1",
+		"a%2fb": "a%2fb", "a%5cb%25": "a%5cb%2525", "a/b": "a%2Fb", "a%2Fb": "a%252Fb", "a%2F": "a%252F",
+		".": "%2E", "..": "%2E%2E", "%2E": "%252E", "...": "...", "a\x00\n\x7f": "a%00%0A%7F", "": "%_", "%_": "%25_",
+	} {
+		if got := escapeName(name); got != want {
+			t.Errorf("%q: got %q, want %q", name, got, want)
+		}
+	}
+}
+
+func TestEscapedNamesAreFileNamesAndDiffer(t *testing.T) {
+	seen := map[string]string{}
+	piece := rapid.SampledFrom([]string{"%", "2", "F", "E", "5", "0", "_", "~", ".", "/", "\x00", "\n", "a", "ü", strings.Repeat("/", 90)})
+	rapid.Check(t, func(t *rapid.T) {
+		name := strings.Join(rapid.SliceOfN(piece, 0, 6).Draw(t, "name"), "")
+		got := escapeName(name)
+		if got == "" || got == "." || got == ".." || len(got) > maxName || strings.ContainsAny(got, "/\x00") {
+			t.Fatalf("%q gives %q", name, got)
+		}
+		if other, ok := seen[got]; ok && other != name {
+			t.Fatalf("%q and %q both give %q", name, other, got)
+		}
+		seen[got] = name
+	})
+}
+
+func quietLog() *slog.Logger { return slog.New(slog.NewTextHandler(io.Discard, nil)) }
+
+// testTree is a tree that no kernel talks to.
+func testTree(t *testing.T, src *fakeSource, o Options) (*tree, *time.Time) {
+	t.Helper()
+	now := testTime(20)
+	o.Clock = func() time.Time { return now }
+	if o.Logger == nil {
+		o.Logger = quietLog()
+	}
+	if err := o.setDefaults(); err != nil {
+		t.Fatal(err)
+	}
+	base, cancel := context.WithCancel(context.Background())
+	t.Cleanup(cancel)
+	return newTree(base, src, &o), &now
+}
+
+func (t *tree) walk(path string) (node, error) {
+	ctx := context.Background()
+	n, err := t.node(ctx, inoRoot)
+	for _, name := range strings.Split(path, "/") {
+		if err == nil && n.target != "" {
+			up, _ := t.parent(ctx, n)
+			n, err = t.child(ctx, up, n.target)
+		}
+		if err == nil && name != "" {
+			n, err = t.child(ctx, n, name)
+		}
+	}
+	return n, err
+}
+
+func TestEveryNodeIsFoundByItsNumber(t *testing.T) {
+	tr, _ := testTree(t, &fakeSource{gens: oneVM()}, Options{})
+	for _, path := range []string{
+		"", "esx1", "esx1/web01", "esx1/db%091", "esx1/web01/latest", "esx1/web01/" + baseName(1),
+		"esx1/web01/" + baseName(1) + "/web01.vmdk", "esx1/web01/" + baseName(1) + "/partitions",
+		"esx1/web01/" + baseName(1) + "/partitions/web01.img",
+	} {
+		n, err := tr.walk(path)
+		if err != nil {
+			t.Fatalf("%s: %v", path, err)
+		}
+		// a fresh tree, as after a restart, knows nothing but the number
+		fresh, _ := testTree(t, &fakeSource{gens: oneVM()}, Options{})
+		got, err := fresh.node(context.Background(), n.ino)
+		if err != nil || got.ino != n.ino || got.ident != n.ident || got.mode != n.mode || got.target != n.target {
+			t.Errorf("%s: %#x is %+v, %v", path, n.ino, got, err)
+		}
+		up, err := fresh.parent(context.Background(), got)
+		want, _ := tr.walk(path[:max(strings.LastIndex(path, "/"), 0)])
+		if err != nil || up.ino != want.ino {
+			t.Errorf("%s: parent is %#x, %v; want %#x", path, up.ino, err, want.ino)
+		}
+	}
+	for _, ino := range []uint64{0, 2, kindHost << 60, kindVM<<60 | 5, inoInGeneration(77, 0), inoInGeneration(1, 900), inoInGeneration(1, placePartition|5), 9 << 60, ^uint64(0)} {
+		if n, err := tr.node(context.Background(), ino); !errors.Is(err, errStale) {
+			t.Errorf("%#x is %+v, %v; want stale", ino, n, err)
+		}
+	}
+}
+
+// A manifest copied to another VM's folder must not show one file's bytes under
+// another's inode number.
+func TestSequenceNumberShownTwice(t *testing.T) {
+	var log strings.Builder
+	gens := append(oneVM(), fakeGeneration{Host: "esx2", VM: "web01", Sequence: 2, Time: testTime(5)})
+	tr, _ := testTree(t, &fakeSource{gens: gens}, Options{Logger: slog.New(slog.NewTextHandler(&log, nil))})
+	if _, err := tr.walk("esx1/web01/" + baseName(2)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := tr.walk("esx2/web01/" + baseName(5)); !errors.Is(err, errGone) {
+		t.Errorf("the copy is shown: %v", err)
+	}
+	if _, err := tr.walk("esx2/web01/" + baseName(1)); err != nil {
+		t.Error(err)
+	}
+	if !strings.Contains(log.String(), "sequence=2") {
+		t.Errorf("not in the log: %s", log.String())
+	}
+}
+
+func TestFilter(t *testing.T) {
+	for _, c := range []struct {
+		f    Filter
+		want string
+	}{
+		{Filter{}, "esx1/db%091/1 esx1/web01/1 esx1/web01/2 esx2/web01/1"},
+		{Filter{Hosts: []string{"esx2"}}, "esx2/web01/1"},
+		{Filter{VMs: []string{"web01"}}, "esx1/web01/1 esx1/web01/2 esx2/web01/1"},
+		{Filter{VMs: []string{"esx1/web01"}, Since: testTime(2)}, "esx1/web01/2"},
+	} {
+		tr, _ := testTree(t, &fakeSource{gens: oneVM()}, Options{Filter: c.f})
+		var got []string
+		hosts, err := tr.cat.list(context.Background())
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, h := range hosts {
+			for _, vm := range h.vms {
+				gens, err := tr.cat.generations(context.Background(), vm)
+				if err != nil {
+					t.Fatal(err)
+				}
+				for _, g := range gens {
+					got = append(got, fmt.Sprintf("%s/%s/%d", h.name, vm.name, g.ref.time.Day()))
+				}
+			}
+		}
+		if s := strings.Join(got, " "); s != c.want {
+			t.Errorf("%+v shows %s, want %s", c.f, s, c.want)
+		}
+	}
+}
+
+// However often names are used, the repository is asked once in a while only,
+// and a generation is opened once.
+func TestRepositoryIsAskedSeldom(t *testing.T) {
+	src := &fakeSource{gens: oneVM()}
+	tr, now := testTree(t, src, Options{Refresh: time.Second})
+	var wg sync.WaitGroup
+	for range 20 {
+		wg.Go(func() {
+			if _, err := tr.walk("esx1/web01/latest/../" + baseName(1) + "/web01.vmx"); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	if n := src.lists.Load(); n > 4 { // two questions; a second round when one came between
+		t.Errorf("%d lists", n)
+	}
+	if n := src.opens.Load(); n != 1 {
+		t.Errorf("opened %d times", n)
+	}
+	before := src.lists.Load()
+	*now = now.Add(2 * time.Second)
+	if _, err := tr.walk("esx1/web01/" + baseName(1) + "/web01.vmx"); err != nil {
+		t.Error(err)
+	}
+	if n := src.lists.Load() - before; n != 1 { // the VM's generations; its name is known
+		t.Errorf("%d lists when they are old", n)
+	}
+	if n := src.opens.Load(); n != 1 {
+		t.Errorf("opened %d times", n)
+	}
+}
+
+func TestShelfIsBounded(t *testing.T) {
+	src := &fakeSource{}
+	for i := range 3 * shelfPlaces {
+		src.add(fakeGeneration{Host: "h", VM: "v", Sequence: uint64(i + 1), Time: testTime(1).Add(time.Duration(i) * time.Hour), Files: map[string]string{"x": strings.Repeat("x", 100<<10)}})
+	}
+	tr, _ := testTree(t, src, Options{})
+	vm, err := tr.walk("h/v")
+	if err != nil {
+		t.Fatal(err)
+	}
+	gens, err := tr.cat.generations(context.Background(), vm.vm)
+	if err != nil || len(gens) != 3*shelfPlaces {
+		t.Fatal(len(gens), err)
+	}
+	for range 2 {
+		for _, g := range gens {
+			if _, err := tr.shelf.open(context.Background(), g); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if len(tr.shelf.of) != tr.shelf.order.Len() || len(tr.shelf.of) > shelfPlaces || tr.shelf.weight > shelfWeight {
+		t.Errorf("%d generations of %d bytes kept open", len(tr.shelf.of), tr.shelf.weight)
+	}
+	if len(tr.shelf.of) < 100 {
+		t.Errorf("only %d kept", len(tr.shelf.of))
+	}
+}
+
+// The detector must find every reader's place, whatever order the kernel's own
+// reading ahead comes in, and leave random readers alone.
+func TestStreams(t *testing.T) {
+	now := testTime(1)
+	newPace := func() *pace { return &pace{budget: 64 << 20, now: func() time.Time { return now }} }
+	const size = 1 << 30
+	t.Run("sequential", func(t *testing.T) {
+		var st streams
+		p := newPace()
+		covered, late := int64(0), 0
+		for off := int64(0); off < 256<<20; off += 128 << 10 {
+			from, to := st.note(off, 128<<10, size, p)
+			if to > from {
+				if covered > 0 && from != covered {
+					t.Fatalf("fetches %d to %d after %d", from, to, covered)
+				}
+				covered = to
+			}
+			if off > 1<<20 && covered < off+256<<10 {
+				late++
+			}
+			if covered-off > maxWindow+2<<20 {
+				t.Fatalf("%d ahead", covered-off)
+			}
+		}
+		if late > 0 {
+			t.Errorf("%d reads were not fetched ahead", late)
+		}
+		if covered-256<<20 < maxWindow/2 {
+			t.Errorf("window has not grown: %d", covered-256<<20)
+		}
+	})
+	t.Run("out of order", func(t *testing.T) {
+		var st streams
+		p := newPace()
+		rng := rand.New(rand.NewPCG(1, 2))
+		var fetched int64
+		st.note(0, 4096, size, p)
+		st.note(4096, 128<<10-4096, size, p)
+		for base := int64(128 << 10); base < 64<<20; base += 512 << 10 {
+			for _, i := range rng.Perm(4) {
+				from, to := st.note(base+int64(i)*128<<10, 128<<10, size, p)
+				fetched += to - from
+			}
+		}
+		if fetched < 64<<20 || fetched > 64<<20+2*maxWindow {
+			t.Errorf("fetched %d for 64 MiB", fetched)
+		}
+	})
+	t.Run("random", func(t *testing.T) {
+		var st streams
+		p := newPace()
+		rng := rand.New(rand.NewPCG(1, 2))
+		var fetched int64
+		for range 10000 {
+			from, to := st.note(rng.Int64N(size/4096)*4096, 4096, size, p)
+			fetched += to - from
+		}
+		if fetched > 8<<20 {
+			t.Errorf("fetched %d for 40 MB of random reads", fetched)
+		}
+	})
+	t.Run("three at once", func(t *testing.T) {
+		var st streams
+		p := newPace()
+		var fetched [3]int64
+		for i := range int64(200) {
+			for r := range 3 {
+				from, to := st.note(int64(r)*(300<<20)+i*128<<10, 128<<10, size, p)
+				fetched[r] += to - from
+			}
+		}
+		for r, n := range fetched {
+			if n < 25<<20 {
+				t.Errorf("reader %d: %d", r, n)
+			}
+		}
+	})
+	t.Run("end of the file", func(t *testing.T) {
+		var st streams
+		p := newPace()
+		for off := int64(0); off < 3<<20; off += 128 << 10 {
+			if from, to := st.note(off, 128<<10, 3<<20, p); to > 3<<20 || from > to {
+				t.Fatalf("fetches %d to %d of %d", from, to, 3<<20)
+			}
+		}
+	})
+}
+
+func TestPaceDividesTheBudget(t *testing.T) {
+	now := testTime(1)
+	p := &pace{budget: 32 << 20, now: func() time.Time { return now }}
+	var s [16]stream
+	if got := p.limit(&s[0]); got != maxWindow {
+		t.Errorf("one stream: %d", got)
+	}
+	for i := range s {
+		p.limit(&s[i])
+	}
+	if got := p.limit(&s[0]); got != 2<<20 {
+		t.Errorf("sixteen streams: %d", got)
+	}
+	now = now.Add(time.Second)
+	if got := p.limit(&s[0]); got != 2<<20 {
+		t.Errorf("a second later, all of them counted still: %d", got)
+	}
+	now = now.Add(time.Second)
+	if got := p.limit(&s[0]); got != maxWindow {
+		t.Errorf("when the others are idle: %d", got)
+	}
+}
+
+func TestPatience(t *testing.T) {
+	p := &patience{base: context.Background(), timeout: 50 * time.Millisecond, grace: 20 * time.Millisecond, places: make(chan struct{}, 2)}
+	release := make(chan struct{})
+	stuck := func(context.Context) (int, error) { <-release; return 7, nil }
+	var dropped atomic.Int64
+	drop := func(v int) { dropped.Add(int64(v)) }
+	if _, err := try(p, nil, stuck, drop); !errors.Is(err, errStuck) {
+		t.Errorf("stuck: %v", err)
+	}
+	cancel := make(chan struct{})
+	close(cancel)
+	if _, err := try(p, cancel, stuck, drop); toErrno(err) != unix.EINTR {
+		t.Errorf("interrupted: %v", err)
+	}
+	// both places are taken now
+	if _, err := try(p, nil, func(context.Context) (int, error) { return 1, nil }, nil); !errors.Is(err, errStuck) {
+		t.Errorf("no place: %v", err)
+	}
+	if _, err := try(p, cancel, func(context.Context) (int, error) { return 1, nil }, nil); toErrno(err) != unix.EINTR {
+		t.Errorf("no place, interrupted: %v", err)
+	}
+	close(release)
+	for range 1000 {
+		if dropped.Load() == 14 {
+			break
+		}
+		time.Sleep(time.Millisecond)
+	}
+	if dropped.Load() != 14 {
+		t.Errorf("what came late was not dropped: %d", dropped.Load())
+	}
+	// an interrupted request that is quick is finished
+	if v, err := try(p, cancel, func(context.Context) (int, error) { return 3, nil }, nil); v != 3 || err != nil {
+		t.Errorf("quick and interrupted: %d, %v", v, err)
+	}
+	if _, err := try(p, nil, func(context.Context) (int, error) { panic("defect") }, nil); toErrno(err) != unix.EIO || !strings.Contains(err.Error(), "defect") {
+		t.Errorf("panic: %v", err)
+	}
+}
+
+// Reads that were left behind keep their memory until they end, and not longer.
+func TestBuffersAreReturned(t *testing.T) {
+	src := &fakeSource{gens: []fakeGeneration{{Host: "h", VM: "v", Sequence: 1, Time: testTime(1), Disks: []fakeDiskSpec{{Name: "d", Size: 1 << 30, Density: 256}}}}}
+	tr, _ := testTree(t, src, Options{Timeout: 20 * time.Millisecond})
+	n, err := tr.walk("h/v/latest/d-flat.vmdk")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var out fuse.OpenOut
+	if st := tr.Open(nil, &fuse.OpenIn{InHeader: fuse.InHeader{NodeId: n.ino}}, &out); !st.Ok() {
+		t.Fatal(st)
+	}
+	in := &fuse.ReadIn{Fh: out.Fh}
+	buf := make([]byte, 100<<10)
+	for range 3 {
+		r, st := tr.Read(nil, in, buf)
+		if !st.Ok() || r.Size() != len(buf) {
+			t.Fatal(st)
+		}
+		r.Done()
+	}
+	ch := make(chan struct{})
+	src.stuck.Store(&ch)
+	for range 3 {
+		in.Offset += 4 << 20
+		if _, st := tr.Read(nil, in, buf); st != fuse.EIO {
+			t.Errorf("stuck read: %v", st)
+		}
+	}
+	src.stuck.Store(nil)
+	close(ch)
+	for range 1000 {
+		if tr.buffers.room.TryAcquire(readRoom) {
+			tr.buffers.room.Release(readRoom)
+			break
+		}
+		time.Sleep(time.Millisecond)
+	}
+	if !tr.buffers.room.TryAcquire(readRoom) {
+		t.Error("memory of reads left behind is not returned")
+	}
+	if st := tr.Open(nil, &fuse.OpenIn{InHeader: fuse.InHeader{NodeId: inoRoot}}, &out); st != fuse.EISDIR {
+		t.Errorf("open of a folder: %v", st)
+	}
+	for what, in := range map[string]fuse.ReadIn{"unknown handle": {Fh: 99}, "negative": {Fh: in.Fh, Offset: 1 << 63}} {
+		if _, st := tr.Read(nil, &in, buf); st.Ok() {
+			t.Errorf("read of %s: %v", what, st)
+		}
+	}
+	if r, st := tr.Read(nil, &fuse.ReadIn{Fh: in.Fh, Offset: 1 << 60}, buf); !st.Ok() || r.Size() != 0 {
+		t.Errorf("read past the end: %v", st)
+	}
+}
+
+// A walk to the next hole of a long stretch of data happens once, not for every
+// question.
+func TestSeekRemembers(t *testing.T) {
+	src := &fakeSource{gens: []fakeGeneration{{Host: "h", VM: "v", Sequence: 1, Time: testTime(1), Disks: []fakeDiskSpec{{Name: "d", Size: 1 << 30, Seed: 1, Density: 256}}}}}
+	tr, _ := testTree(t, src, Options{})
+	n, err := tr.walk("h/v/latest/d-flat.vmdk")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for off := int64(0); off < 1<<30; off += 2 << 20 {
+		if got, err := n.content.seek(context.Background(), off, seekHole); got != 1<<30 || err != nil {
+			t.Fatal(got, err)
+		}
+		if got, err := n.content.seek(context.Background(), off, seekData); got != off || err != nil {
+			t.Fatal(got, err)
+		}
+	}
+	if steps := n.content.disk.disk.(*fakeDisk).steps.Load(); steps > 8192+10 {
+		t.Errorf("%d steps over 8192 blocks", steps)
+	}
+}
+
+func TestSeekAgainstModel(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		spec := fakeDiskSpec{Size: rapid.Int64Range(1, 40*fakeBlock).Draw(t, "size"), Seed: rapid.Uint64().Draw(t, "seed"), Density: rapid.IntRange(1, 255).Draw(t, "density")}
+		d := &shownDisk{disk: &fakeDisk{spec: spec, src: &fakeSource{}}, of: &opened{gen: &genDir{}}, asking: newShared(context.Background())}
+		d.stored = d.disk.(*fakeDisk).stored()
+		base := rapid.Int64Range(0, spec.Size-1).Draw(t, "base")
+		c := &content{disk: d, base: base, size: rapid.Int64Range(1, spec.Size-base).Draw(t, "window"), stored: -1}
+		model := func(off int64, data bool) int64 {
+			for ; off < c.size; off++ {
+				if spec.isData((c.base+off)/fakeBlock) == data {
+					return off
+				}
+			}
+			if data {
+				return -1
+			}
+			return c.size
+		}
+		for range 20 {
+			off := rapid.Int64Range(0, c.size-1).Draw(t, "off")
+			for whence, data := range map[uint32]bool{seekData: true, seekHole: false} {
+				got, err := c.seek(context.Background(), off, whence)
+				if err == unix.ENXIO {
+					got = -1
+				} else if err != nil {
+					t.Fatal(err)
+				}
+				if want := model(off, data); got != want {
+					t.Fatalf("whence %d from %d: got %d, want %d", whence, off, got, want)
+				}
+			}
+		}
+		var want int64
+		for off := c.base; off < c.base+c.size; {
+			end := min((off/fakeBlock+1)*fakeBlock, c.base+c.size)
+			if spec.isData(off / fakeBlock) {
+				want += end - off
+			}
+			off = end
+		}
+		if got, err := c.countStored(context.Background()); got != want || err != nil {
+			t.Fatalf("%d bytes stored, %v; want %d", got, err, want)
+		}
+	})
+}
+
+func TestErrnos(t *testing.T) {
+	for want, errs := range map[unix.Errno][]error{
+		0:           {nil},
+		unix.EIO:    {errDamaged, errStuck, errors.New("?"), fmt.Errorf("x: %w", unix.ESTALE), fmt.Errorf("x: %w", unix.ENXIO), io.EOF, io.ErrUnexpectedEOF, context.DeadlineExceeded},
+		unix.ENOENT: {fmt.Errorf("x: %w", errGone)},
+		unix.ESTALE: {fmt.Errorf("x: %w", errStale)},
+		unix.EINTR:  {fmt.Errorf("x: %w", context.Canceled)},
+		unix.ENXIO:  {unix.ENXIO},
+		unix.EACCES: {fmt.Errorf("open: %w", unix.EACCES)},
+		unix.ENFILE: {fmt.Errorf("open: %w", unix.EMFILE)},
+	} {
+		for _, err := range errs {
+			if got := toErrno(err); got != want {
+				t.Errorf("%v is %v, want %v", err, got, want)
+			}
+		}
+	}
+}
+
+func TestComplaintsAreRare(t *testing.T) {
+	var log strings.Builder
+	now := testTime(1)
+	c := complaints{log: slog.New(slog.NewTextHandler(&log, nil)), now: func() time.Time { return now }}
+	for range 100 {
+		c.about(errDamaged, "reading failed")
+		c.about(errStuck, "reading failed")
+		c.about(errGone, "lookup failed")
+		c.about(nil, "lookup failed")
+	}
+	if n := strings.Count(log.String(), "\n"); n != 2 {
+		t.Errorf("%d lines", n)
+	}
+	now = now.Add(complaintEvery)
+	c.about(errDamaged, "reading failed")
+	if n := strings.Count(log.String(), "\n"); n != 3 {
+		t.Errorf("%d lines after a while", n)
+	}
+	for i := range 10 * maxComplaints {
+		c.about(fmt.Errorf("%w at %d", errDamaged, i), "reading failed")
+	}
+	if len(c.seen) > maxComplaints {
+		t.Errorf("%d complaints remembered", len(c.seen))
+	}
+}
