@@ -273,10 +273,16 @@ func (r *restoring) uploadSmall(ctx context.Context, name string, data []byte) e
 	}
 }
 
-// worthAnother tells a broken way from a refusal. The host's client renews a
-// session that expired before it tries again, and never repeats a refused login.
+// worthAnother tells what may go better the next time: everything that no known
+// reason speaks against. The host's client renews an expired session before it
+// tries again, and never repeats a refused login.
 func worthAnother(err error) bool {
-	return errors.Is(err, esxi.ErrUnreachable) || errors.Is(err, esxi.ErrBusy) || errors.Is(err, esxi.ErrLogin)
+	for _, final := range []error{esxi.ErrNoSpace, esxi.ErrRestricted, esxi.ErrDenied, esxi.ErrThumbprint, repo.ErrDamaged, repo.ErrClosed} {
+		if errors.Is(err, final) {
+			return false
+		}
+	}
+	return true
 }
 
 // configure makes the configuration of the restored VM.

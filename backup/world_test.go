@@ -39,6 +39,7 @@ type world struct {
 	repo  *repo.Repository
 	dir   string // of the repository
 	state string
+	store string // the directory that plays the datastore
 	clock time.Time
 }
 
@@ -50,6 +51,7 @@ func newWorld(t *testing.T, o esxisim.Options) *world {
 	if o.Dir == "" {
 		o.Dir = t.TempDir()
 	}
+	w.store = o.Dir
 	sim, err := esxisim.Start(t.Context(), o)
 	if err != nil {
 		t.Fatal(err)
