@@ -72,5 +72,5 @@ func openCOWD(ctx context.Context, src *source, cache *pageCache) (*cowd, error)
 	if c.tables > entries {
 		return nil, fmt.Errorf("%s: %w: directory of %d entries, the disk needs %d", src.name, ErrFormat, entries, c.tables)
 	}
-	return c, nil
+	return c, c.check()
 }

@@ -88,7 +88,7 @@ func ParseDescriptor(text []byte) (*Descriptor, error) {
 			continue
 		}
 		if e, ok, err := parseExtent(line); err != nil {
-			return nil, fmt.Errorf("%w: descriptor line %d: %v", ErrFormat, i+1, err)
+			return nil, fmt.Errorf("%w: descriptor line %d: %w", ErrFormat, i+1, err)
 		} else if ok {
 			if sectors += e.Sectors; sectors > maxSectors || len(d.Extents) == maxExtents {
 				return nil, fmt.Errorf("%w: descriptor line %d: the disk is too large", ErrFormat, i+1)
@@ -103,7 +103,7 @@ func ParseDescriptor(text []byte) (*Descriptor, error) {
 		}
 		key, value = strings.TrimSpace(key), unquote(strings.TrimSpace(value))
 		if err := d.set(key, value, line); err != nil {
-			return nil, fmt.Errorf("%w: descriptor line %d: %v", ErrFormat, i+1, err)
+			return nil, fmt.Errorf("%w: descriptor line %d: %w", ErrFormat, i+1, err)
 		}
 		seen[strings.ToLower(key)] = true
 	}

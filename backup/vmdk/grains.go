@@ -32,6 +32,15 @@ func (g *grains) capacity() int64 { return g.size }
 // span is how many bytes of the disk one table covers.
 func (g *grains) span() int64 { return g.grain * g.perTable }
 
+// check refuses a directory that is not all inside the file. Whatever else a header says, the work of walking through an
+// extent is bounded by the file's length.
+func (g *grains) check() error {
+	if end := g.directory + g.tables*g.entry; g.src.Size >= 0 && end > g.src.Size {
+		return fmt.Errorf("%s: %w: its grain directory ends at %d, the file at %d", g.src.name, ErrFormat, end, g.src.Size)
+	}
+	return nil
+}
+
 func (g *grains) entryOf(page []byte, i int64) uint64 {
 	if g.entry == 4 {
 		return uint64(binary.LittleEndian.Uint32(page[i*4:]))
@@ -56,7 +65,7 @@ func (g *grains) table(ctx context.Context, i int64) (int64, error) {
 	}
 	at, err := g.tableAt(g.entryOf(page, i-first))
 	if err != nil {
-		return 0, fmt.Errorf("%s: %w: directory entry %d: %v", g.src.name, ErrFormat, i, err)
+		return 0, fmt.Errorf("%s: %w: directory entry %d: %w", g.src.name, ErrFormat, i, err)
 	}
 	return at, nil
 }
@@ -117,7 +126,7 @@ func (g *grains) absent(ctx context.Context, off, end, i int64) (segment, error)
 func (g *grains) grain1(page []byte, i, j int64) (kind, int64, error) {
 	k, pos, err := g.grainAt(g.entryOf(page, j))
 	if err != nil {
-		return 0, 0, fmt.Errorf("%s: %w: entry %d of table %d: %v", g.src.name, ErrFormat, j, i, err)
+		return 0, 0, fmt.Errorf("%s: %w: entry %d of table %d: %w", g.src.name, ErrFormat, j, i, err)
 	}
 	return k, pos, nil
 }

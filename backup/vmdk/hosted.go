@@ -37,8 +37,11 @@ const (
 	hostedFlagPacked = 1 << 16
 	hostedFlagMarker = 1 << 17
 	hostedFooterMark = 3
-	// hostedMaxGrain bounds a grain, in sectors: 128 is usual, larger than 16 MiB nobody writes.
+	// Grains in sectors: the specification asks for more than 8, 128 is usual, larger than 16 MiB nobody writes. Tables: all
+	// known writers have 512 entries.
+	hostedMinGrain = 8
 	hostedMaxGrain = 1 << 15
+	hostedMinTable = 64
 	hostedMaxTable = 1 << 12
 )
 
@@ -64,7 +67,7 @@ func parseHosted(h []byte) (l hostedLayout, err error) {
 		return l, fmt.Errorf("%w: a sparse extent begins with %q, this with %q", ErrFormat, hostedMagic, h[:4])
 	}
 	if _, err := binary.Decode(h[4:], binary.LittleEndian, &l); err != nil {
-		return l, fmt.Errorf("%w: %v", ErrFormat, err)
+		return l, fmt.Errorf("%w: %w", ErrFormat, err)
 	}
 	switch {
 	case l.Version < 1 || l.Version > 3:
@@ -73,8 +76,8 @@ func parseHosted(h []byte) (l hostedLayout, err error) {
 		return l, fmt.Errorf("sparse extent with compression %d: %w", l.Compression, ErrUnsupported)
 	case l.Flags&hostedFlagLines != 0 && string(l.Lines[:]) != "\n \r\n":
 		return l, fmt.Errorf("%w: the file was changed by a transfer as text; copy it again in binary mode", ErrFormat)
-	case l.Capacity == 0 || l.Capacity > maxSectors || l.Grain == 0 || l.Grain > hostedMaxGrain || l.PerTable == 0 ||
-		l.PerTable > hostedMaxTable:
+	case l.Capacity == 0 || l.Capacity > maxSectors || l.Grain < hostedMinGrain || l.Grain > hostedMaxGrain ||
+		l.PerTable < hostedMinTable || l.PerTable > hostedMaxTable:
 		return l, fmt.Errorf("%w: sparse header with %d sectors in grains of %d, tables of %d", ErrFormat, l.Capacity, l.Grain,
 			l.PerTable)
 	}
@@ -117,7 +120,7 @@ func openHosted(ctx context.Context, src *source, cache *pageCache) (*hosted, er
 		},
 	}
 	x.tables = (x.size + x.span() - 1) / x.span()
-	return x, nil
+	return x, x.check()
 }
 
 func readFooter(ctx context.Context, src *source) (l hostedLayout, err error) {

@@ -32,8 +32,7 @@ type Image struct {
 func OpenImage(path string) (*Image, error) {
 	i := &Image{}
 	if err := i.open(context.Background(), path); err != nil {
-		i.Close()
-		return nil, err
+		return nil, errors.Join(err, i.Close())
 	}
 	return i, nil
 }

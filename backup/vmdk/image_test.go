@@ -117,7 +117,7 @@ func streamOptimized(t testing.TB, content []byte, marker bool) []byte {
 	}
 	h := hostedLayout{
 		Version: 3, Flags: flags, Capacity: sectors, Grain: grain, DescAt: 1, DescSectors: 20, PerTable: 512,
-		DirectoryAt: hostedGDAtEnd, Overhead: 128, Lines: [4]byte{'\n', ' ', '\r', '\n'}, Compression: 1,
+		DirectoryAt: hostedGDAtEnd, Overhead: 24, Lines: [4]byte{'\n', ' ', '\r', '\n'}, Compression: 1,
 	}
 	header := func() []byte {
 		p, err := binary.Append([]byte(hostedMagic), binary.LittleEndian, &h)
@@ -225,7 +225,7 @@ func TestFooter(t *testing.T) {
 	}
 	// A flipped bit in a grain's stream does not pass.
 	bad := bytes.Clone(file)
-	bad[128*SectorSize+12+200] ^= 4
+	bad[24*SectorSize+12+200] ^= 4
 	i, err = OpenImage(write("bad.vmdk", bad))
 	must(t, err)
 	defer i.Close()
@@ -367,7 +367,7 @@ func TestHostChainAsImage(t *testing.T) {
 }
 
 func FuzzHosted(f *testing.F) {
-	content := make([]byte, 200<<10)
+	content := make([]byte, 100<<10)
 	copy(content, "some data")
 	for _, marker := range []bool{true, false} {
 		p := streamOptimized(f, content, marker)
@@ -380,7 +380,7 @@ func FuzzHosted(f *testing.F) {
 	must(f, err)
 	p = append(p, make([]byte, 512-len(p))...)
 	p = append(append(p, 2, 0, 0, 0), make([]byte, 508)...)
-	p = append(append(p, 6, 0, 0, 0, 1), make([]byte, 130<<10)...)
+	p = append(append(p, 6, 0, 0, 0, 1), make([]byte, 2000)...)
 	f.Add(p)
 	f.Fuzz(func(t *testing.T, p []byte) {
 		fuzzExtent(t, (&memFile{data: p}).file(), "hosted")

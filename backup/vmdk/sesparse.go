@@ -71,7 +71,7 @@ func openSESparse(ctx context.Context, src *source, cache *pageCache) (*sesparse
 	l := &s.layout
 	n, err := binary.Decode(h[:], binary.LittleEndian, l)
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w: %v", src.name, ErrFormat, err)
+		return nil, fmt.Errorf("%s: %w: %w", src.name, ErrFormat, err)
 	}
 	if l.Magic != seMagic {
 		return nil, fmt.Errorf("%s: %w: an SEsparse link begins with magic %#x, this with %#x", src.name, ErrFormat, uint64(seMagic), l.Magic)
@@ -125,7 +125,7 @@ func openSESparse(ctx context.Context, src *source, cache *pageCache) (*sesparse
 	if have := int64(l.DirectorySize) * SectorSize / 8; s.tables > have {
 		return nil, fmt.Errorf("%s: %w: directory of %d entries, the disk needs %d", src.name, ErrFormat, have, s.tables)
 	}
-	return s, nil
+	return s, s.check()
 }
 
 func (s *sesparse) readVolatile(ctx context.Context, src *source) error {
@@ -135,7 +135,7 @@ func (s *sesparse) readVolatile(ctx context.Context, src *source) error {
 	}
 	var v seVolatile
 	if _, err := binary.Decode(h[:], binary.LittleEndian, &v); err != nil {
-		return fmt.Errorf("%s: %w: %v", src.name, ErrFormat, err)
+		return fmt.Errorf("%s: %w: %w", src.name, ErrFormat, err)
 	}
 	if v.Magic != seVolatileMagic {
 		return fmt.Errorf("%s: %w: SEsparse volatile header with magic %#x", src.name, ErrFormat, v.Magic)

@@ -124,12 +124,12 @@ func Create(dir, name string, capacity int64, o Options) (*Disk, error) {
 
 // ImportRaw makes a disk with an image's content, holes kept. The image is raw, or anything vmdk.OpenImage reads. The capacity is
 // its size rounded up to whole sectors.
-func ImportRaw(ctx context.Context, dir, name, raw string, o Options) (*Disk, error) {
+func ImportRaw(ctx context.Context, dir, name, raw string, o Options) (d *Disk, err error) {
 	image, err := vmdk.OpenImage(raw)
 	if err != nil {
 		return nil, err
 	}
-	defer image.Close()
+	defer func() { err = errors.Join(err, image.Close()) }()
 	return create(dir, name, image.Capacity(), o, func(f *os.File) error {
 		if err := copyImage(ctx, f, image, raw); err != nil {
 			return err
