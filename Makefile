@@ -1,0 +1,45 @@
+# make build   both programs into bin/
+# make demo    the whole road once, on a simulated host
+# make test    formatting, linters, fuzzing, all tests with the race detector
+# make tools   what the linters need, into .cache/tools
+# make clean   removes bin/ and .cache/
+
+GO      ?= go
+TOOLS   := $(CURDIR)/.cache/tools
+# Version information comes from git; where git cannot be asked (a copy of the
+# tree, another owner) the build goes on without it.
+VCS     := $(shell git -C '$(CURDIR)' status >/dev/null 2>&1 || echo -buildvcs=false)
+
+GOLANGCI_LINT_VERSION := v2.15.0
+GOFUMPT_VERSION       := v0.12.0
+
+export PATH := $(TOOLS):$(PATH)
+
+.PHONY: all build demo test lint fuzz tools clean
+
+all: build
+
+build:
+	CGO_ENABLED=0 $(GO) build $(VCS) -trimpath -o bin/hikae ./cmd/hikae
+	CGO_ENABLED=0 $(GO) build $(VCS) -trimpath -o bin/esxisim ./cmd/esxisim
+
+demo: build
+	@bash contrib/demo.sh
+
+# The tests come last, so that their summary is what one sees.
+test: lint
+	@bash .ci/test.sh
+
+lint:
+	@bash .ci/lint.sh
+
+fuzz:
+	@bash .ci/fuzz.sh
+
+tools:
+	@mkdir -p '$(TOOLS)'
+	GOBIN='$(TOOLS)' $(GO) install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(GOLANGCI_LINT_VERSION)
+	GOBIN='$(TOOLS)' $(GO) install mvdan.cc/gofumpt@$(GOFUMPT_VERSION)
+
+clean:
+	rm -rf bin .cache

@@ -1,0 +1,104 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"hikae/cmd/hikae/internal/app"
+	"hikae/cmd/hikae/internal/ui"
+	"hikae/repo"
+)
+
+type checkOptions struct {
+	readData bool
+}
+
+func newCheck(a *app.App) *cobra.Command {
+	var o checkOptions
+	cmd := &cobra.Command{
+		Use:   "check",
+		Short: "prove that the repository is whole",
+		Long: `Proves the structure of the repository: that every generation opens, that none
+was taken away or put in, and that every block it points to is there.
+
+With --read-data it also decrypts and hashes every block, which reads the whole
+repository.` + exitCodes(exitPassphrase, exitNotFound, exitDamaged),
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error { return runCheck(cmd.Context(), a, o) },
+	}
+	cmd.Flags().BoolVar(&o.readData, "read-data", false, "decrypt and hash every block")
+	jsonFlag(a, cmd)
+	return cmd
+}
+
+func runCheck(ctx context.Context, a *app.App, o checkOptions) error {
+	r, err := a.OpenRepository(ctx)
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	a.Stopping("ending the check; it changes nothing")
+	began := a.Clock()
+	progress := a.UI.Progress(a.Clock)
+	report, err := r.Check(ctx, repo.CheckOptions{
+		ReadData: o.readData,
+		Progress: func(done, total int64) { progress.Set("check", "", done, total) },
+	})
+	progress.Close()
+	if err != nil {
+		return err
+	}
+	took := a.Clock().Sub(began)
+	if a.UI.JSON {
+		if err := a.UI.Object(struct {
+			OK bool `json:"ok"`
+			*repo.CheckReport
+			ReadData bool    `json:"read_data"`
+			Seconds  float64 `json:"seconds"`
+		}{len(report.Problems) == 0, report, o.readData, took.Seconds()}); err != nil {
+			return err
+		}
+	}
+	for _, p := range report.Problems {
+		printProblem(a, p)
+	}
+	a.UI.Printf("%d generations, %d disks, %d packs (%s), %d tree nodes, %d records; %s read in %s\n",
+		report.Generations, report.Disks, report.Packs, ui.Size(report.PackBytes), report.Nodes, report.Records, ui.Size(report.BytesRead), ui.Duration(took))
+	if n := len(report.Problems); n > 0 {
+		return &problemsError{n}
+	}
+	a.UI.Printf("no problems found\n")
+	return nil
+}
+
+func printProblem(a *app.App, p repo.Problem) {
+	a.UI.Printf("PROBLEM: %s\n", ui.Clean(p.What))
+	if p.Pack != "" {
+		a.UI.Printf("  pack %s, offset %d\n", p.Pack, p.Offset)
+	}
+	if len(p.Generations) > 0 {
+		a.UI.Printf("  hurts %s\n", ui.Clean(strings.Join(p.Generations, ", ")))
+	}
+	if p.Remedy != "" {
+		a.UI.Printf("  remedy: %s\n", ui.Clean(p.Remedy))
+	}
+}
+
+// errProblems says that a check found problems.
+var errProblems = errors.New("problems found")
+
+// problemsError ends a check that found problems.
+type problemsError struct{ n int }
+
+func (e *problemsError) Error() string {
+	if e.n == 1 {
+		return "the repository has 1 problem"
+	}
+	return fmt.Sprintf("the repository has %d problems", e.n)
+}
+
+func (e *problemsError) Is(target error) bool { return target == errProblems }

@@ -1,0 +1,80 @@
+package main
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/spf13/cobra"
+
+	"hikae/cmd/hikae/internal/app"
+	"hikae/cmd/hikae/internal/config"
+	"hikae/cmd/hikae/internal/ui"
+	"hikae/repo"
+)
+
+type initOptions struct {
+	blockSize string
+}
+
+func newInit(a *app.App) *cobra.Command {
+	var o initOptions
+	cmd := &cobra.Command{
+		Use:   "init",
+		Short: "make a new repository",
+		Long: `Makes a new repository in a directory that does not exist yet or is empty.
+
+The passphrase comes from --passphrase-file, or is asked for twice. It is the
+only key: whoever loses it loses every copy in the repository.` +
+			exitCodes(exitPassphrase, exitNoRoom),
+		Example: "  hikae init --repo /mnt/nas/hikae --passphrase-file /etc/hikae/passphrase",
+		Args:    cobra.NoArgs,
+		RunE:    func(cmd *cobra.Command, _ []string) error { return runInit(cmd.Context(), a, o) },
+	}
+	cmd.Flags().StringVar(&o.blockSize, "block-size", "128KiB", "size of a block: 64KiB, 128KiB or 256KiB; fixed for good")
+	jsonFlag(a, cmd)
+	return cmd
+}
+
+func runInit(ctx context.Context, a *app.App, o initOptions) error {
+	size, err := ui.ParseSize(o.blockSize)
+	if err != nil || (size != 64<<10 && size != 128<<10 && size != 256<<10) {
+		return app.Usagef("--block-size is 64KiB, 128KiB or 256KiB, not %q", o.blockSize)
+	}
+	place, err := a.Repository()
+	if err != nil {
+		return err
+	}
+	if app.NeedsRepository(place.Path) == nil {
+		return fmt.Errorf("there is a repository in %s already: %w", place.Path, repo.ErrExists)
+	}
+	pass, err := a.Passphrase(ctx, place, true)
+	if err != nil {
+		return err
+	}
+	defer clear(pass)
+	if err := repo.Init(ctx, place.Path, repo.InitOptions{BlockSize: int(size), Passphrase: pass, Clock: a.Clock}); err != nil {
+		return fmt.Errorf("make a repository in %s: %w", place.Path, err)
+	}
+	// Opening it proves that what was written can be read with this passphrase.
+	r, err := a.OpenRepositoryWith(ctx, place.Path, pass)
+	if err != nil {
+		return err
+	}
+	id := r.ID()
+	if err := r.Close(); err != nil {
+		return err
+	}
+	if a.UI.JSON {
+		return a.UI.Object(map[string]any{"repository": place.Path, "id": id, "block_size": size})
+	}
+	a.UI.Printf("repository %s made, id %s, blocks of %s\n", place.Path, id, ui.Size(size))
+	if place.Name == "" {
+		path, err := a.ConfigPath()
+		if err != nil {
+			return nil
+		}
+		place.Name = "main"
+		a.UI.Infof("To use it without --repo, put this into %s:\n\n%s", path, config.RepositoryBlock(place))
+	}
+	return nil
+}

@@ -1,0 +1,130 @@
+package main
+
+import (
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"hikae/cmd/hikae/internal/app"
+)
+
+// Groups of verbs, in the order of help.
+const (
+	groupSetup  = "setup"
+	groupBackup = "backup"
+	groupLook   = "look"
+	groupBack   = "back"
+)
+
+// newRoot puts the verbs together.
+func newRoot(a *app.App) *cobra.Command {
+	root := &cobra.Command{
+		Use:   "hikae",
+		Short: "back up VMs of ESXi hosts into an encrypted, deduplicated repository",
+		Long: `hikae backs up virtual machines of VMware ESXi hosts into an encrypted,
+deduplicated repository, and gives them back: as a folder of ordinary files,
+as copies, as VMs on a host.
+
+A VM is written HOST/VM, one of its generations HOST/VM@GENERATION, where
+GENERATION is a time as shown, the beginning of one, a sequence number, or
+latest.`,
+		Args:          cobra.NoArgs,
+		SilenceErrors: true,
+		SilenceUsage:  true,
+		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+	}
+	root.SetOut(a.UI.Out)
+	root.SetErr(a.UI.Err)
+	root.SetHelpCommandGroupID(groupSetup)
+	root.SetCompletionCommandGroupID(groupSetup)
+	root.AddGroup(
+		&cobra.Group{ID: groupSetup, Title: "To begin:"},
+		&cobra.Group{ID: groupBackup, Title: "To make copies:"},
+		&cobra.Group{ID: groupLook, Title: "To look at them:"},
+		&cobra.Group{ID: groupBack, Title: "To have them back:"},
+	)
+	f := root.PersistentFlags()
+	f.StringVar(&a.Flags.Repo, "repo", "", "the repository: a directory, or a name from the configuration (HIKAE_REPO)")
+	f.StringVar(&a.Flags.PassphraseFile, "passphrase-file", "", "file with the repository's passphrase (HIKAE_PASSPHRASE_FILE)")
+	f.StringVar(&a.Flags.Config, "config", "", "configuration file (default ~/.config/hikae/hikae.toml, then /etc/hikae/hikae.toml)")
+	f.StringVar(&a.Flags.State, "state", "", "directory for what hikae remembers between runs (default ~/.local/state/hikae, as root /var/lib/hikae)")
+	f.BoolVarP(&a.UI.Quiet, "quiet", "q", false, "no progress and no messages, only warnings and errors")
+	f.BoolVarP(&a.Flags.Verbose, "verbose", "v", false, "say what is done in detail")
+
+	add := func(group string, cmds ...*cobra.Command) {
+		for _, c := range cmds {
+			c.GroupID = group
+			root.AddCommand(c)
+		}
+	}
+	add(groupSetup, newInit(a), newHost(a), newVMs(a), newVersion(a))
+	add(groupBackup, newBackup(a), newImport(a))
+	add(groupLook, newGenerations(a), newShow(a), newCheck(a))
+	add(groupBack, newMount(a), newUmount(a), newCopy(a), newRestore(a))
+	root.AddCommand(topics()...)
+	return root
+}
+
+// jsonFlag gives a verb that prints data its --json.
+func jsonFlag(a *app.App, cmd *cobra.Command) {
+	cmd.Flags().BoolVar(&a.UI.JSON, "json", false, "print one JSON object per line")
+}
+
+// onRun calls begun when a verb begins its work. Until then everything that goes
+// wrong is the command line's fault: unknown verbs and flags, missing flags, too
+// many arguments.
+func onRun(cmd *cobra.Command, begun func()) {
+	if run := cmd.RunE; run != nil {
+		cmd.RunE = func(c *cobra.Command, args []string) error {
+			begun()
+			return run(c, args)
+		}
+	}
+	for _, c := range cmd.Commands() {
+		onRun(c, begun)
+	}
+}
+
+// topics are helps that belong to no verb.
+func topics() []*cobra.Command {
+	return []*cobra.Command{
+		{
+			Use:   "exit-codes",
+			Short: "what the exit codes mean",
+			Long: "hikae ends with one of these codes. A code never changes its meaning." +
+				exitCodes(exitPassphrase, exitNotFound, exitDamaged, exitHost, exitNoRoom, exitSomeFailed),
+		},
+		{
+			Use:   "configuration",
+			Short: "the configuration file and the environment",
+			Long: strings.TrimSpace(`
+The configuration is ~/.config/hikae/hikae.toml, or when there is none
+/etc/hikae/hikae.toml, or the file given with --config:
+
+  [[repository]]
+  name = "main"
+  path = "/mnt/nas/hikae"
+  passphrase_file = "/etc/hikae/passphrase"      # or passphrase_command = "…"
+
+  [[host]]
+  name = "esx1"
+  address = "192.0.2.7"                          # HOST or HOST:PORT
+  user = "root"
+  password_file = "/etc/hikae/esx1.password"     # or password_command = "…"
+  thumbprint = "9F:2B:…"                         # SHA-256 of the certificate
+
+hikae host add and hikae host remove write and cut [[host]] blocks and leave
+the rest of the file as it is. Paths may begin with ~/; other relative ones
+start at the file's directory. An unknown key is an error. A passphrase or
+password is one line, in a file that only its owner can read, or what a
+command prints (run by /bin/sh).
+
+Flags come first, then the environment, then the file:
+
+  HIKAE_REPO              the repository, as --repo
+  HIKAE_PASSPHRASE_FILE   file with its passphrase, as --passphrase-file
+  XDG_CONFIG_HOME         instead of ~/.config
+  XDG_STATE_HOME          instead of ~/.local/state`),
+		},
+	}
+}
