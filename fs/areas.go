@@ -58,7 +58,7 @@ func (d *shownDisk) area(ctx context.Context, off int64) (area, error) {
 	if k, ok := d.areas.at(off); ok {
 		return k, nil
 	}
-	key := fmt.Sprintf("area %d %d %v", off, d.index, d.of.gen.ref)
+	key := fmt.Sprintf("area %d %d %v", off, d.index, d.gen.ref)
 	return once(ctx, d.asking, key, func(ctx context.Context) (area, error) {
 		start, end, err := d.NextData(ctx, off)
 		var n area
@@ -66,14 +66,14 @@ func (d *shownDisk) area(ctx context.Context, off int64) (area, error) {
 		case errors.Is(err, io.EOF):
 			n = area{off, d.Size(), true}
 		case err != nil:
-			return area{}, fmt.Errorf("map of disk %s of %v: %w", d.name, d.of.gen.ref, err)
+			return area{}, fmt.Errorf("map of disk %s of %v: %w", d.name, d.gen.ref, err)
 		case start > off:
 			d.areas.add(area{start, min(end, d.Size()), false})
 			n = area{off, min(start, d.Size()), true}
 		case end > off:
 			n = area{off, min(end, d.Size()), false}
 		default:
-			return area{}, fmt.Errorf("map of disk %s of %v: area %d to %d found after %d", d.name, d.of.gen.ref, start, end, off)
+			return area{}, fmt.Errorf("map of disk %s of %v: area %d to %d found after %d", d.name, d.gen.ref, start, end, off)
 		}
 		d.areas.add(n)
 		return n, nil

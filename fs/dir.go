@@ -8,9 +8,9 @@ import (
 	"github.com/hanwen/go-fuse/v2/fuse"
 )
 
-// listing is a directory as it was when it was opened. The slices are the
-// catalog's own, which are never changed in place, so an open directory costs
-// nothing however long it is.
+// listing is a directory at one moment. The slices are the catalog's own, which
+// are never changed in place, so an open directory costs nothing however long
+// it is.
 type listing struct {
 	self, parent uint64 // inode numbers
 	hosts        []*hostDir
@@ -112,8 +112,8 @@ type dirHandle struct {
 	ino uint64
 
 	mu   sync.Mutex
-	l    *listing
-	read bool // from the start; a second time means rewinddir, which asks for news
+	l    *listing // as it was when it was opened; nil for what never changes
+	read bool     // from the start; a second time means rewinddir, which asks for news
 }
 
 func (t *tree) OpenDir(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse.Status {
@@ -122,10 +122,11 @@ func (t *tree) OpenDir(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOu
 	if errno != 0 {
 		return fuse.Status(errno)
 	}
-	out.Fh = t.handles.add(&dirHandle{ino: ino, l: l})
 	if kindOf(ino) == kindGeneration { // never changes
 		out.OpenFlags = fuse.FOPEN_CACHE_DIR | fuse.FOPEN_KEEP_CACHE
+		l = nil // the shelf has it, and an open folder must not keep the generation in memory
 	}
+	out.Fh = t.handles.add(&dirHandle{ino: ino, l: l})
 	return fuse.OK
 }
 
@@ -190,11 +191,12 @@ func (t *tree) listingOf(cancel <-chan struct{}, in *fuse.ReadIn) (*listing, sys
 	h.read = true
 	l := h.l
 	h.mu.Unlock()
-	if !again {
+	if !again && l != nil {
 		return l, 0
 	}
+	fixed := l == nil
 	l, errno := t.readList(cancel, h.ino)
-	if errno == 0 {
+	if errno == 0 && !fixed {
 		h.mu.Lock()
 		h.l = l
 		h.mu.Unlock()

@@ -91,7 +91,7 @@ func (t *tree) Read(cancel <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.R
 		return t.readDisk(ctx, c, off, n)
 	}, (*pooled).Done)
 	if err != nil {
-		t.complaints.about(err, "reading failed", "generation", c.disk.of.gen.ref.String(), "file", c.name, "disk", c.disk.name, "offset", c.base+off, "length", n)
+		t.complaints.about(err, "reading failed", "generation", c.gen.ref.String(), "file", c.name, "disk", c.disk.name, "offset", c.base+off, "length", n)
 		return nil, fuse.Status(toErrno(err))
 	}
 	return r, fuse.OK

@@ -232,7 +232,14 @@ func start(t testing.TB) *mounted {
 	t.Helper()
 	needMount(t)
 	m := &mounted{t: t, dir: mountDir(t), log: &lockedLog{}}
-	m.cmd = exec.Command(os.Args[0])
+	m.startServer(os.Args[0])
+	return m
+}
+
+func (m *mounted) startServer(argv ...string) {
+	t := m.t
+	t.Helper()
+	m.cmd = exec.Command(argv[0], argv[1:]...)
 	m.cmd.Env = append(os.Environ(), serveEnv+"=1")
 	m.cmd.Stderr = m.log
 	in, err := m.cmd.StdinPipe()
@@ -271,7 +278,6 @@ func start(t testing.TB) *mounted {
 		}
 		detachFully(m.dir)
 	})
-	return m
 }
 
 func (m *mounted) kill() {

@@ -237,9 +237,10 @@ func (s *Server) Done() <-chan struct{} { return s.done }
 func (s *Server) Dir() string { return s.dir }
 
 // Unmount ends the mount and waits for its end. A mount in use is ErrBusy and
-// goes on. It is no error when the mount has ended already.
+// goes on. It is no error when the mount has ended already or was detached.
 func (s *Server) Unmount() error {
-	if err := s.leave(unmount); err != nil {
+	left, err := s.leave(unmount)
+	if err != nil || !left {
 		return err
 	}
 	<-s.done
@@ -249,22 +250,25 @@ func (s *Server) Unmount() error {
 // Detach takes the mount out of the directory tree at once. It goes on for
 // those who have files open in it, until the last one closes or the process
 // ends; Wait tells.
-func (s *Server) Detach() error { return s.leave(detach) }
+func (s *Server) Detach() error {
+	_, err := s.leave(detach)
+	return err
+}
 
-func (s *Server) leave(how func(string) error) error {
+// leave takes the mount away from its directory; left is false when somebody
+// else has done so.
+func (s *Server) leave(how func(string) error) (left bool, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.gone || s.ended() {
-		return nil
+		return false, nil
 	}
-	if err := how(s.dir); err != nil {
-		// EINVAL: not mounted there any more, somebody else was quicker.
-		if !errors.Is(err, unix.EINVAL) && !s.ended() {
-			return err
-		}
+	err = how(s.dir)
+	if err != nil && !errors.Is(err, unix.EINVAL) && !s.ended() { // EINVAL: nothing is mounted there
+		return false, err
 	}
 	s.gone = true
-	return nil
+	return err == nil, nil
 }
 
 func (s *Server) ended() bool {

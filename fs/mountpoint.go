@@ -102,8 +102,7 @@ func checkMountpoint(dir, repository string, o *Options) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	fi, err := os.Stat(path)
-	if errors.Is(err, unix.ENOTCONN) && mounted && m.kind == fsType {
+	if mounted && m.kind == fsType && dead(path) {
 		// Left behind by a server of ours that was killed. Nothing is lost by
 		// taking it away, and a service that starts again must not need help.
 		if err := detach(path); err != nil {
@@ -114,8 +113,8 @@ func checkMountpoint(dir, repository string, o *Options) (string, error) {
 		if err != nil {
 			return "", err
 		}
-		fi, err = os.Stat(path)
 	}
+	fi, err := os.Stat(path)
 	switch {
 	case errors.Is(err, os.ErrNotExist):
 		return "", fmt.Errorf("%w: %s does not exist; create it with: mkdir -p %s", ErrMountpoint, dir, dir)
@@ -152,6 +151,13 @@ func checkMountpoint(dir, repository string, o *Options) (string, error) {
 		return "", fmt.Errorf("%w: %s is not empty (it holds %q) and the mount would hide that; choose an empty directory", ErrMountpoint, dir, names[0])
 	}
 	return path, nil
+}
+
+// dead says whether the server of a mount has died. Attributes may be in the
+// kernel's cache, so it asks for something that never is.
+func dead(path string) bool {
+	var st unix.Statfs_t
+	return errors.Is(unix.Statfs(path, &st), unix.ENOTCONN)
 }
 
 // within says whether path is dir or lies in it; both are real paths.

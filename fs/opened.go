@@ -42,10 +42,12 @@ type content struct {
 	stored int64 // bytes that are not holes; −1 while not counted
 }
 
-// shownDisk is a disk of an opened generation.
+// shownDisk is a disk of an opened generation. It does not hold on to that: an
+// open disk must not keep the generation's other files in memory.
 type shownDisk struct {
 	disk
-	of     *opened
+	gen    *genDir
+	attrs  []xattr // of the generation
 	index  int
 	name   string // base of its file names
 	stored int64
@@ -78,7 +80,7 @@ func newOpened(g *genDir, s *snapshot, shelf *shelf) *opened {
 			attrs: joined(s.attrs, f.attrs),
 		}
 		if f.disk != nil {
-			d := &shownDisk{disk: f.disk, of: o, asking: shelf.asking, index: len(o.disks), name: strings.TrimSuffix(name, flatSuffix), stored: f.stored}
+			d := &shownDisk{disk: f.disk, gen: g, attrs: s.attrs, asking: shelf.asking, index: len(o.disks), name: strings.TrimSuffix(name, flatSuffix), stored: f.stored}
 			c.disk, c.size, c.stored = d, f.disk.Size(), f.stored
 			o.disks = append(o.disks, d)
 		}
@@ -115,11 +117,11 @@ func (d *shownDisk) partitions(ctx context.Context, repoID string) ([]*content, 
 	if parts != nil {
 		return parts, nil
 	}
-	key := fmt.Sprintf("partitions %d %v", d.index, d.of.gen.ref)
+	key := fmt.Sprintf("partitions %d %v", d.index, d.gen.ref)
 	return once(ctx, d.asking, key, func(ctx context.Context) ([]*content, error) {
 		found, err := parttable.Read(diskReader{ctx, d.disk}, d.Size())
 		if err != nil {
-			return nil, fmt.Errorf("disk %s of %v: %w", d.name, d.of.gen.ref, err)
+			return nil, fmt.Errorf("disk %s of %v: %w", d.name, d.gen.ref, err)
 		}
 		parts := []*content{}
 		for _, p := range found {
@@ -142,12 +144,12 @@ func (d *shownDisk) partition(repoID string, number int, off, size int64) *conte
 	if number > 0 {
 		name = d.name + "-p" + strconv.Itoa(number) + ".img"
 	}
-	g := d.of.gen
+	g := d.gen
 	c := &content{
 		gen: g, name: name, mtime: g.ref.time, size: size, disk: d, base: off, stored: -1,
 		ino:   inoInGeneration(g.ref.sequence, placePartition|uint64(d.index)<<10|uint64(number)),
 		ident: identity(repoID, g.ref.String(), partitionsName, name),
-		attrs: joined(d.of.attrs, []xattr{
+		attrs: joined(d.attrs, []xattr{
 			{"partition.disk", d.name},
 			{"partition.offset", strconv.FormatInt(off, 10)},
 		}),

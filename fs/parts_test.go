@@ -455,7 +455,7 @@ func TestSeekRemembers(t *testing.T) {
 func TestSeekAgainstModel(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		spec := fakeDiskSpec{Size: rapid.Int64Range(1, 40*fakeBlock).Draw(t, "size"), Seed: rapid.Uint64().Draw(t, "seed"), Density: rapid.IntRange(1, 255).Draw(t, "density")}
-		d := &shownDisk{disk: &fakeDisk{spec: spec, src: &fakeSource{}}, of: &opened{gen: &genDir{}}, asking: newShared(context.Background())}
+		d := &shownDisk{disk: &fakeDisk{spec: spec, src: &fakeSource{}}, gen: &genDir{}, asking: newShared(context.Background())}
 		d.stored = d.disk.(*fakeDisk).stored()
 		base := rapid.Int64Range(0, spec.Size-1).Draw(t, "base")
 		c := &content{disk: d, base: base, size: rapid.Int64Range(1, spec.Size-base).Draw(t, "window"), stored: -1}

@@ -177,7 +177,11 @@ func (t *tree) find(ctx context.Context, ino uint64) (node, error) {
 func (t *tree) parent(ctx context.Context, n node) (node, error) {
 	switch {
 	case n.content != nil && n.content.disk != nil && n.content.ino&placePartition != 0:
-		return partitionsNode(n.content.disk.of), nil
+		o, err := t.shelf.open(ctx, n.gen)
+		if err != nil {
+			return node{}, err
+		}
+		return partitionsNode(o), nil
 	case n.content != nil, n.opened != nil:
 		return genNode(n.gen), nil
 	case n.gen != nil:
