@@ -36,6 +36,7 @@ type fakeGeneration struct {
 	Time     time.Time
 	Disks    []fakeDiskSpec
 	Files    map[string]string
+	NVRAM    int // size of one more file
 }
 
 type fakeDiskSpec struct {
@@ -134,7 +135,7 @@ func (s *fakeSource) Open(ctx context.Context, r ref) (*snapshot, error) {
 		if err != nil {
 			return nil, err
 		}
-		descriptor := fmt.Sprintf("# Disk DescriptorFile\nversion=1\nCID=fffffffe\nparentCID=ffffffff\ncreateType=\"vmfs\"\n\nRW %d VMFS \"%s-flat.vmdk\"\n\nddb.adapterType = \"lsilogic\"\nddb.virtualHWVersion = \"13\"\n", spec.Size/512, spec.Name)
+		descriptor := fmt.Sprintf("# Disk DescriptorFile\nversion=1\nCID=fffffffe\nparentCID=ffffffff\ncreateType=\"vmfs\"\n\n# Extent description\nRW %d VMFS \"%s-flat.vmdk\"\n\n# The Disk Data Base\n#DDB\n\nddb.adapterType = \"lsilogic\"\nddb.virtualHWVersion = \"13\"\n", spec.Size/512, spec.Name)
 		attrs := []xattr{{"change_id", "52 00/" + spec.Name}}
 		snap.files = append(snap.files,
 			file{name: spec.Name + ".vmdk", data: []byte(descriptor), attrs: attrs},
@@ -145,6 +146,9 @@ func (s *fakeSource) Open(ctx context.Context, r ref) (*snapshot, error) {
 		names = append(names, name)
 	}
 	slices.Sort(names)
+	if g.NVRAM > 0 {
+		snap.files = append(snap.files, file{name: "v.nvram", data: make([]byte, g.NVRAM)})
+	}
 	for _, name := range names {
 		snap.files = append(snap.files, file{name: name, data: []byte(g.Files[name])})
 	}

@@ -309,8 +309,8 @@ func TestWithoutRoot(t *testing.T) {
 // have the goroutines.
 func TestMemoryDoesNotGrowWithOpenFiles(t *testing.T) {
 	gens := []fakeGeneration{}
-	for i := range 1000 {
-		gens = append(gens, fakeGeneration{Host: "h", VM: "v", Sequence: uint64(i + 1), Time: testTime(1).Add(time.Duration(i) * time.Hour), Disks: []fakeDiskSpec{{Name: "d", Size: 1 << 40, Seed: uint64(i)}}, Files: map[string]string{"v.nvram": strings.Repeat("n", 64<<10)}})
+	for i := range 300 {
+		gens = append(gens, fakeGeneration{Host: "h", VM: "v", Sequence: uint64(i + 1), Time: testTime(1).Add(time.Duration(i) * time.Hour), Disks: []fakeDiskSpec{{Name: "d", Size: 1 << 40, Seed: uint64(i)}}, NVRAM: 256 << 10})
 	}
 	m := mountGens(t, order{Gens: gens})
 	var open []*os.File
@@ -321,7 +321,7 @@ func TestMemoryDoesNotGrowWithOpenFiles(t *testing.T) {
 	}()
 	before := m.must(order{Op: "stats"})
 	p := make([]byte, 256<<10)
-	for i := range 800 {
+	for i := range gens {
 		dir := m.path("h/v", gens[i].ref().name)
 		f, err := os.Open(filepath.Join(dir, "d-flat.vmdk"))
 		if err != nil {
