@@ -121,7 +121,7 @@ func choose(ctx context.Context, p *diskPlan, n int) ([]area, error) {
 	}
 	if p.parent != nil && !p.zeros {
 		zeros := make([]byte, p.block)
-		for try := 0; len(out) < n/2 && try < n; try++ {
+		for try := 0; len(out) < n/2 && try < 2*n; try++ {
 			a, err := dataBlock(ctx, p, rest, zeros)
 			if err != nil {
 				return nil, err
@@ -155,7 +155,10 @@ func dataBlock(ctx context.Context, p *diskPlan, rest *blockSet, zeros []byte) (
 		}
 	}
 	start, end, err := p.parent.NextData(ctx, a.Offset)
-	if errors.Is(err, io.EOF) || a.Offset >= p.parent.Size() {
+	if errors.Is(err, io.EOF) { // nothing behind it: look from the beginning
+		start, end, err = p.parent.NextData(ctx, 0)
+	}
+	if errors.Is(err, io.EOF) {
 		return area{}, nil
 	}
 	if err != nil {

@@ -259,6 +259,11 @@ func (c *copying) copyDisk(ctx context.Context, f repo.File, out *os.File) error
 		return nil
 	})
 	err = cmp.Or(walkErr, err)
+	if errors.Is(err, syscall.ENOSPC) {
+		// The note of how far the copy is needs room too: give some back.
+		at = max(from, (at-1)/pieceSize*pieceSize)
+		_ = cmp.Or(out.Truncate(at), out.Truncate(f.Size))
+	}
 	if err != nil && !c.sick {
 		// The next run need not do again what is good already.
 		_ = c.checkpoint(f, out, at)
@@ -332,8 +337,12 @@ func sampled(ctx context.Context, d *repo.Disk, out io.ReaderAt, done int64) (ke
 		if _, err := out.ReadAt(p, a.Offset); err != nil {
 			return 0, false, nil //nolint:nilerror // unreadable is as bad as wrong: it is written again
 		}
-		if ok, err := d.Matches(ctx, a.Offset, p); err != nil || !ok {
+		ok, err := d.Matches(ctx, a.Offset, p)
+		if ctx.Err() != nil || errors.Is(err, repo.ErrDamaged) {
 			return 0, false, err
+		}
+		if err != nil || !ok { // also a length that no checkpoint has
+			return 0, false, nil
 		}
 	}
 	return kept, true, nil

@@ -143,7 +143,7 @@ func (r *run) plan(ctx context.Context, p *diskPlan, doubt string) error {
 		return nil
 	}
 	if p.mode == repo.ModeScan && p.reason == "" {
-		areas, why, err := r.ask(ctx, p, p.before.ChangeID)
+		areas, why, err := r.oracle(ctx, p, p.before.ChangeID)
 		if err != nil {
 			return err
 		}
@@ -154,7 +154,7 @@ func (r *run) plan(ctx context.Context, p *diskPlan, doubt string) error {
 				// Only what is allocated there can hold data.
 				p.reason = "the disk has grown since the previous generation"
 				behind := []area{{Offset: old / p.block * p.block, Length: capacity - old/p.block*p.block}}
-				allocated, why, err := r.ask(ctx, p, "*")
+				allocated, why, err := r.oracle(ctx, p, "*")
 				if err != nil {
 					return err
 				}
@@ -176,7 +176,7 @@ func (r *run) plan(ctx context.Context, p *diskPlan, doubt string) error {
 		p.readAll()
 		return nil
 	}
-	areas, why, err := r.ask(ctx, p, "*")
+	areas, why, err := r.oracle(ctx, p, "*")
 	if err != nil {
 		return err
 	}
@@ -189,8 +189,12 @@ func (r *run) plan(ctx context.Context, p *diskPlan, doubt string) error {
 	return nil
 }
 
-// ask asks the host for areas; why is the reason when it cannot tell.
-func (r *run) ask(ctx context.Context, p *diskPlan, since string) (areas []area, why string, err error) {
+// oracle tells which areas of a disk changed since a change id, or, for "*",
+// which are allocated; why is the reason when it cannot tell.
+type oracle func(ctx context.Context, p *diskPlan, since string) (areas []area, why string, err error)
+
+// askHost is the oracle of a run.
+func (r *run) askHost(ctx context.Context, p *diskPlan, since string) (areas []area, why string, err error) {
 	told, err := r.Host.ChangedAreas(ctx, r.snap, p.disk.Key, since)
 	if errors.Is(err, esxi.ErrNotProvable) {
 		r.log.Warn("the host does not tell which areas changed", "disk", p.disk.Label, "since", since, "error", err)

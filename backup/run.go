@@ -32,6 +32,8 @@ type run struct {
 	began time.Time
 	taken time.Time // when the snapshot was made: the generation's time
 
+	oracle oracle
+
 	vm     *esxi.VM
 	snap   *esxi.Snapshot
 	parent *parent
@@ -71,6 +73,7 @@ func Run(ctx context.Context, o Options) (Result, error) {
 		log:   orDiscard(o.Logger).With("host", o.HostName, "vm", o.VM, "run", r.id),
 		meter: newMeter(o.Progress), auditBlocks: o.AuditBlocks,
 	}
+	r.oracle = r.askHost
 	r.res = Result{Host: o.HostName, VM: o.VM, Disks: []DiskResult{}}
 	err := r.run(ctx)
 	r.res.Seconds = r.now().Sub(r.began).Seconds()
