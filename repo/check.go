@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"path"
 	"slices"
 	"sync"
@@ -80,6 +81,7 @@ func (r *Repository) Check(ctx context.Context, o CheckOptions) (*CheckReport, e
 		r: r, o: o, report: &CheckReport{Problems: []Problem{}},
 		seen:  make(map[block.ID]bool),
 		packs: make(map[packKey]int64),
+		gone:  make(map[packKey]error),
 		bad:   make(map[packKey]*badPack),
 		footers: cache.New[packKey, []block.Record](32<<20, 1, func(packKey) uint32 {
 			return 0
@@ -111,6 +113,8 @@ type checker struct {
 	seen    map[block.ID]bool // nodes that were walked
 	packs   map[packKey]int64 // that generations need, and their sizes
 	footers *cache.Cache[packKey, []block.Record]
+
+	gone    map[packKey]error // packs that are not there; no harm if their records lie elsewhere
 
 	mu  sync.Mutex
 	bad map[packKey]*badPack
@@ -324,7 +328,12 @@ func (c *checker) locate(ctx context.Context, rec block.Record) (ok bool, err er
 	if err != nil || found {
 		return found, err
 	}
-	c.spoiled(packKey{pack.TypeOf(rec.Kind), rec.Pack}, &rec, fault)
+	k := packKey{pack.TypeOf(rec.Kind), rec.Pack}
+	if c.gone[k] != nil {
+		c.spoiled(k, nil, fault)
+	} else {
+		c.spoiled(k, &rec, fault)
+	}
 	return false, nil
 }
 
@@ -332,6 +341,9 @@ func (c *checker) locate(ctx context.Context, rec block.Record) (ok bool, err er
 // is about the storage.
 func (c *checker) contains(ctx context.Context, rec block.Record) (fault, err error) {
 	k := packKey{pack.TypeOf(rec.Kind), rec.Pack}
+	if err := c.gone[k]; err != nil {
+		return err, nil
+	}
 	c.mu.Lock()
 	b := c.bad[k]
 	c.mu.Unlock()
@@ -359,6 +371,10 @@ func (c *checker) contains(ctx context.Context, rec block.Record) (fault, err er
 		}
 		return list, int64(len(list))*56 + 200, nil
 	})
+	if errors.Is(err, fs.ErrNotExist) {
+		c.gone[k] = c.r.readError(rec, err)
+		return c.gone[k], nil
+	}
 	if pack.IsDamage(err) {
 		c.spoiled(k, nil, c.r.readError(rec, err))
 		return err, nil

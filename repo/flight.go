@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"path"
+	"slices"
 	"sync"
 
 	"hikae/repo/internal/block"
@@ -74,12 +76,14 @@ type reuse struct {
 	r         *Repository
 	mu        sync.RWMutex
 	condemned map[string]bool
-	packs     map[packKey]bool
+	packs     map[packKey]bool // whether it may be pointed to
+	found     map[packKey]bool // of these, those the index led to
 }
 
 func (u *reuse) init(r *Repository) {
 	u.r = r
 	u.packs = make(map[packKey]bool)
+	u.found = make(map[packKey]bool)
 }
 
 // condemnedDir holds an entry for every pack that collection means to delete,
@@ -128,21 +132,34 @@ func (u *reuse) look(k packKey) error {
 	return err
 }
 
-// verify asks again about every pack that was found good: the last thing before a
-// commit. Packs condemned from now on stay until after this session.
+// indexed is pack for a pack that the index led to. A parent's packs are held by
+// the parent, which the session's log names; these are held by nobody yet.
+func (u *reuse) indexed(t pack.Type, h block.Handle) bool {
+	if !u.pack(t, h) {
+		return false
+	}
+	k := packKey{t, h}
+	u.mu.RLock()
+	known := u.found[k]
+	u.mu.RUnlock()
+	if !known {
+		u.mu.Lock()
+		u.found[k] = true
+		u.mu.Unlock()
+	}
+	return true
+}
+
+// verify asks again about every pack that the index led to: the last thing before
+// a commit. Packs condemned from now on stay until after this session.
 func (u *reuse) verify(ctx context.Context) error {
 	if err := u.loadCondemned(); err != nil {
 		return err
 	}
 	u.mu.RLock()
-	var good []packKey
-	for k, ok := range u.packs {
-		if ok {
-			good = append(good, k)
-		}
-	}
+	found := slices.Collect(maps.Keys(u.found))
 	u.mu.RUnlock()
-	for _, k := range good {
+	for _, k := range found {
 		if err := ctx.Err(); err != nil {
 			return err
 		}

@@ -312,7 +312,7 @@ func (s *Session) storeNode(ctx context.Context, node []byte) (block.Record, err
 func (s *Session) known(ctx context.Context, id block.ID, t pack.Type) (rec block.Record, found bool, err error) {
 	rec.ID = id
 	found, err = s.index.Lookup(ctx, id, func(l block.Location) bool {
-		if l.Kind == block.Hole || pack.TypeOf(l.Kind) != t || !s.reuse.pack(t, l.Pack) {
+		if l.Kind == block.Hole || pack.TypeOf(l.Kind) != t || !s.reuse.indexed(t, l.Pack) {
 			return false
 		}
 		rec.Location = l
