@@ -350,3 +350,31 @@ func TestConcurrentReads(t *testing.T) {
 	}
 	wg.Wait()
 }
+
+// TestZeroEntryOfCOWD: the format has an entry for zeros, which hide what the parent has.
+func TestZeroEntryOfCOWD(t *testing.T) {
+	ctx := context.Background()
+	const size = 1 << 20
+	base, f := &memFile{data: bytes.Repeat([]byte{7}, size)}, &memFile{}
+	d, err := CreateDelta(ctx, f, TypeVMFSSparse, size)
+	must(t, err)
+	must(t, d.WriteAt(ctx, bytes.Repeat([]byte{1}, 512), 512, base))
+	at, err := d.g.table(ctx, 0)
+	must(t, err)
+	binary.LittleEndian.PutUint32(f.data[at+8:], 1)
+	c, err := OpenChain(ctx, []LinkSource{
+		{Name: "base", Descriptor: describe(TypeVMFS, size, 1, NoParent), Files: []File{base.file()}},
+		{Name: "link", Descriptor: describe(TypeVMFSSparse, size, 2, 1), Files: []File{f.file()}},
+	}, ChainOptions{})
+	must(t, err)
+	p := make([]byte, 2048)
+	_, err = c.ReadAt(p, 0)
+	must(t, err)
+	want := bytes.Join([][]byte{
+		bytes.Repeat([]byte{7}, 512), bytes.Repeat([]byte{1}, 512), make([]byte, 512), bytes.Repeat([]byte{7}, 512),
+	}, nil)
+	same(t, "chain", p, want)
+	if a, isZero, err := c.Held(ctx, 1, 1024); err != nil || !isZero || a != (Area{1024, 512}) {
+		t.Errorf("held: %+v, zeros %v, %v", a, isZero, err)
+	}
+}

@@ -108,13 +108,17 @@ func (g *grains) next(ctx context.Context, off, n int64) (segment, error) {
 	return s, nil
 }
 
-// absent covers as many absent tables as the directory page at hand tells of.
+// absentRun bounds how many absent tables one segment covers: many, so that an empty link is walked through quickly, and few, so that
+// a walk that stops often in the parent does not look at the same ones again each time.
+const absentRun = 64
+
+// absent covers the absent tables from i on that the directory page at hand tells of.
 func (g *grains) absent(ctx context.Context, off, end, i int64) (segment, error) {
 	page, first, err := g.directoryRun(ctx, i)
 	if err != nil {
 		return segment{}, err
 	}
-	known := first + int64(len(page))/g.entry
+	known := min(first+int64(len(page))/g.entry, i+absentRun)
 	for i++; i < known && i*g.span() < end; i++ {
 		if at, err := g.tableAt(g.entryOf(page, i-first)); err != nil || at != 0 {
 			break

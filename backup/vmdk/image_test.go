@@ -387,3 +387,36 @@ func FuzzHosted(f *testing.F) {
 		_, _ = embeddedDescriptor(context.Background(), &source{File: (&memFile{data: p}).file(), name: "fuzz"})
 	})
 }
+
+// TestLocalFile: a file with holes is read right at every edge between data and holes, also when they come and go.
+func TestLocalFile(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "sparse")
+	out, err := os.Create(path)
+	must(t, err)
+	defer out.Close()
+	const size = 8 << 20
+	model := make([]byte, size)
+	must(t, out.Truncate(size))
+	in, err := os.Open(path)
+	must(t, err)
+	f, err := NewLocalFile(in)
+	must(t, err)
+	defer f.Close()
+	rng := rand.New(rand.NewPCG(7, 7))
+	for range 60 {
+		off := rng.IntN(size)
+		n := min(rng.IntN(100<<10), size-off)
+		fill(rng, model[off:off+n])
+		_, err := out.WriteAt(model[off:off+n], int64(off))
+		must(t, err)
+		for range 10 {
+			off := rng.IntN(size)
+			p := bytes.Repeat([]byte{0xff}, rng.IntN(2<<20))
+			want := model[off:min(off+len(p), size)]
+			n, err := f.ReadAt(p, int64(off))
+			if n != len(want) || (n < len(p)) != errors.Is(err, io.EOF) || !bytes.Equal(p[:n], want) {
+				t.Fatalf("%d bytes at %d: %d, %v", len(p), off, n, err)
+			}
+		}
+	}
+}

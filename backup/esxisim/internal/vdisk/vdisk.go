@@ -158,7 +158,7 @@ func create(dir, name string, capacity int64, o Options, fill func(*os.File) err
 		}
 		// VMware's own prefix for disks, NAA 6 with their company id.
 		b[0], b[1], b[2], b[3] = 0x60, 0x00, 0xc2, 0x90|b[3]&0xf
-		uuid = vmdk.FormatUUID(b)
+		uuid = strings.Replace(vmdk.FormatUUID(b), "c2", "C2", 1)
 	}
 	flat := filepath.Join(dir, name+"-flat.vmdk")
 	f, err := os.OpenFile(flat, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)

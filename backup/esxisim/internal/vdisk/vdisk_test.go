@@ -180,6 +180,87 @@ func TestQemuReadsChains(t *testing.T) {
 	}
 }
 
+// TestQemuReadsRandomChains lets chance choose size, depth, formats and writes.
+func TestQemuReadsRandomChains(t *testing.T) {
+	qemu := needQemu(t)
+	t.Parallel()
+	rapid.Check(t, func(rt *rapid.T) {
+		dir, err := os.MkdirTemp(t.TempDir(), "chain")
+		must(t, err)
+		defer os.RemoveAll(dir)
+		size := rapid.SampledFrom([]int64{512, 4096 + 512, 1<<20 - 512, 2<<20 + 512}).Draw(rt, "size")
+		d, err := Create(dir, "d", size, Options{Thin: rapid.Bool().Draw(rt, "thin")})
+		must(t, err)
+		defer d.Close()
+		model := make([]byte, size)
+		for depth := rapid.IntRange(1, 4).Draw(rt, "links"); ; depth-- {
+			rng := rand.New(rand.NewPCG(rapid.Uint64().Draw(rt, "seed"), 1))
+			scribble(t, rng, d, model, rapid.IntRange(0, 6).Draw(rt, "writes"))
+			if depth == 1 {
+				break
+			}
+			must(t, d.Snapshot(rapid.SampledFrom([]Format{FormatCOWD, FormatSESparse}).Draw(rt, "format")))
+		}
+		raw := filepath.Join(dir, "raw")
+		links := d.Links()
+		if out, err := exec.Command(qemu, "convert", "-f", "vmdk", "-O", "raw", links[len(links)-1].Descriptor, raw).CombinedOutput(); err != nil {
+			rt.Fatalf("qemu-img convert: %v\n%s", err, out)
+		}
+		got, err := os.ReadFile(raw)
+		must(t, err)
+		if !bytes.Equal(got, model) {
+			rt.Fatal("qemu-img reads something else")
+		}
+	})
+}
+
+// TestQemuReadsFarEnds: disks as large as the formats go, at places that need every bit of a directory.
+func TestQemuReadsFarEnds(t *testing.T) {
+	needQemu(t)
+	for _, c := range []struct {
+		format Format
+		size   int64
+	}{{FormatCOWD, 2<<40 - 512}, {FormatSESparse, 5<<40 + 3*512}} {
+		d, err := Create(t.TempDir(), "d", c.size, Options{Thin: true})
+		must(t, err)
+		defer d.Close()
+		var commands []string
+		places := []int64{0, 1<<30 + 512, 1 << 40, c.size / 1024 * 512, c.size - 8192}
+		for depth := range 3 {
+			must(t, d.Snapshot(c.format))
+			for i, off := range places {
+				if (i+depth)%3 == 0 {
+					continue // what the links below hold shows through
+				}
+				if shift := int64(depth) * 512; off+8192 < c.size {
+					off += shift
+				} else {
+					off -= shift
+				}
+				_, err := d.WriteAt(bytes.Repeat([]byte{byte(0x10*depth + i + 1)}, 8192), off)
+				must(t, err)
+			}
+		}
+		for _, off := range places {
+			for at := max(off-4096, 0); at < min(off+16384, c.size); at += 512 {
+				p := make([]byte, 512)
+				_, err := d.ReadAt(p, at)
+				must(t, err)
+				if len(bytes.Trim(p, string(p[:1]))) != 0 {
+					t.Fatalf("sector at %d is not of one byte", at)
+				}
+				commands = append(commands, "-c", fmt.Sprintf("read -P %d %d 512", p[0], at))
+			}
+		}
+		links := d.Links()
+		args := append([]string{"-r", "-f", "vmdk"}, commands...)
+		out, err := exec.Command("qemu-io", append(args, links[len(links)-1].Descriptor)...).CombinedOutput()
+		if err != nil || strings.Contains(string(out), "verification failed") || strings.Count(string(out), "read 512/512 bytes") != len(commands)/2 {
+			t.Fatalf("qemu-io: %v\n%s", err, out)
+		}
+	}
+}
+
 // modelDisk is what a disk and its snapshots must hold.
 type modelDisk struct {
 	guest  []byte
