@@ -4,11 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"sync"
 	"sync/atomic"
 
 	"hikae/repo/internal/block"
 	"hikae/repo/internal/codec"
+	"hikae/repo/internal/fsx"
 	"hikae/repo/internal/index"
 	"hikae/repo/internal/pack"
 	"hikae/repo/internal/tree"
@@ -136,6 +138,14 @@ func (r *Repository) Begin(ctx context.Context, o SessionOptions) (_ *Session, e
 	s.reuse.init(r)
 	if err := s.reuse.loadCondemned(); err != nil {
 		return nil, err
+	}
+	for _, dir := range []string{sessionsDir, tmpDir} {
+		// Copies of a repository may lack its empty directories.
+		if _, err := r.fs.Stat(dir); errors.Is(err, fs.ErrNotExist) {
+			if err := fsx.MakeDir(r.fs, dir); err != nil {
+				return nil, err
+			}
+		}
 	}
 	s.file, err = r.newSessionFile()
 	if err != nil {
