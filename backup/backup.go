@@ -198,13 +198,6 @@ func (m *meter) grow(n int64) {
 	m.total += n
 }
 
-// say reports something without progress.
-func (m *meter) say(message string) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	m.tell(Event{Message: message})
-}
-
 func (m *meter) tell(e Event) {
 	if m.progress != nil {
 		e.Phase, e.Done, e.Total = m.phase, m.done, m.total

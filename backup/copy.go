@@ -150,7 +150,7 @@ func (c *copying) refuse() error {
 func (c *copying) room() error {
 	free, err := freeBytes(c.Dest)
 	if err != nil {
-		return nil //nolint:nilerror // some file systems do not tell; the copy will
+		return nil // some file systems do not tell; the copy will
 	}
 	need := c.res.BytesData
 	for _, f := range c.files {
@@ -335,7 +335,7 @@ func sampled(ctx context.Context, d *repo.Disk, out io.ReaderAt, done int64) (ke
 	for _, a := range append(look, last) {
 		p := buf[:a.Length]
 		if _, err := out.ReadAt(p, a.Offset); err != nil {
-			return 0, false, nil //nolint:nilerror // unreadable is as bad as wrong: it is written again
+			return 0, false, nil // unreadable is as bad as wrong: it is written again
 		}
 		ok, err := d.Matches(ctx, a.Offset, p)
 		if ctx.Err() != nil || errors.Is(err, repo.ErrDamaged) {

@@ -141,7 +141,7 @@ func (m *importing) open() (closeAll func(), err error) {
 	var open []*imageSource
 	closeAll = func() {
 		for _, i := range open {
-			i.Close()
+			_ = i.Close() // only read
 		}
 	}
 	names := newNames(m.VM.Name)
@@ -328,7 +328,7 @@ func (m *importing) nvram(config *vmx.File, base string) error {
 	}
 	f, err := os.Open(filepath.Join(filepath.Dir(m.VMX), filepath.Base(name)))
 	if err != nil {
-		return nil //nolint:nilerror // copies often leave it out, and a VM starts without
+		return nil // copies often leave it out, and a VM starts without
 	}
 	defer f.Close()
 	data, err := io.ReadAll(io.LimitReader(f, nvramLimit))

@@ -211,7 +211,7 @@ func lockVM(state, host, vm string) (unlock func(), err error) {
 func lock(f *os.File) error {
 	for {
 		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
-		if err != unix.EINTR { //nolint:errorlint // a bare errno
+		if err != unix.EINTR { // bare, from the system call
 			return err
 		}
 	}

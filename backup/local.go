@@ -69,7 +69,7 @@ func memory() int64 {
 	if err := unix.Sysinfo(&s); err != nil {
 		return math.MaxInt64
 	}
-	return int64(s.Totalram) * int64(s.Unit) //nolint:unconvert // the types differ between architectures
+	return int64(s.Totalram) * int64(s.Unit)
 }
 
 // forget takes a range of a file out of the page cache; nothing happens when f

@@ -68,7 +68,7 @@ func (r *run) openDisks(ctx context.Context) (closeAll func(), err error) {
 	var open []*esxi.DiskReader
 	closeAll = func() {
 		for _, d := range open {
-			d.Close()
+			_ = d.Close() // only read
 		}
 	}
 	if len(r.snap.Disks) != len(r.vm.Disks) {

@@ -320,7 +320,7 @@ func TestCancelled(t *testing.T) {
 			}
 			began := time.Now()
 			res, err := Run(ctx, o)
-			if err == nil || res.Ref.Sequence != 0 || !(errors.Is(err, stop) || errors.Is(err, context.Canceled)) {
+			if stopped := errors.Is(err, stop) || errors.Is(err, context.Canceled); !stopped || res.Ref.Sequence != 0 {
 				t.Errorf("%v, %+v", err, res)
 			}
 			if took := time.Since(began); took > 20*time.Second {

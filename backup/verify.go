@@ -67,7 +67,7 @@ func (r *restoring) verifyDisk(ctx context.Context, d esxi.Disk) error {
 	if err != nil {
 		return err
 	}
-	defer reader.Close()
+	defer func() { _ = reader.Close() }()
 	p := &diskPlan{disk: d, parent: want, block: verifyBlock, src: reader}
 	sample, err := choose(ctx, p, r.VerifyBlocks)
 	if err != nil {
