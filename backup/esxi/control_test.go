@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -105,14 +106,49 @@ func TestConsolidation(t *testing.T) {
 	}
 }
 
+// Who cancels while the host is being asked gets its answer before he may look.
+func TestCancelWhileAsking(t *testing.T) {
+	l := start(t, labOptions{vm: esxisim.VMOptions{PowerOn: true}})
+	l.inject(esxisim.Fault{Kind: esxisim.FaultCall, Method: "CreateSnapshot_Task", Delay: 200 * time.Millisecond})
+	ctx, cancel := context.WithCancel(t.Context())
+	before := l.Stats().SOAP.Requests
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		defer cancel()
+		for l.Stats().SOAP.Requests < before+2 { // a sign of life, then the call
+			time.Sleep(time.Millisecond)
+		}
+	})
+	_, err := l.host.CreateSnapshot(ctx, l.vm, "one", "", false)
+	wg.Wait()
+	if !errors.Is(err, context.Canceled) {
+		t.Errorf("cancelled: %v", err)
+	}
+	if found, err := l.host.FindSnapshots(t.Context(), l.vm, "one"); err != nil || len(found) != 1 {
+		t.Errorf("found %+v, %v", found, err)
+	}
+}
+
 // Who stops waiting for a snapshot finds it all the same.
 func TestCancelledSnapshot(t *testing.T) {
 	l := start(t, labOptions{vm: esxisim.VMOptions{PowerOn: true}})
-	l.inject(esxisim.Fault{Kind: esxisim.FaultCall, Method: "CreateSnapshot_Task", InTask: true, Delay: 300 * time.Millisecond})
+	l.inject(esxisim.Fault{Kind: esxisim.FaultCall, Method: "CreateSnapshot_Task", InTask: true, Delay: time.Second})
 	ctx, cancel := context.WithCancel(t.Context())
-	time.AfterFunc(30*time.Millisecond, cancel)
-	if _, err := l.host.CreateSnapshot(ctx, l.vm, "one", "", false); !errors.Is(err, context.Canceled) {
-		t.Fatalf("cancelled: %v", err)
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		defer cancel()
+		for running := false; !running; {
+			var err error
+			if _, running, err = l.host.running(t.Context(), l.vm.ID, "createSnapshot"); err != nil {
+				t.Error(err)
+				return
+			}
+		}
+	})
+	_, err := l.host.CreateSnapshot(ctx, l.vm, "one", "", false)
+	wg.Wait()
+	if !errors.Is(err, context.Canceled) {
+		t.Errorf("cancelled: %v", err)
 	}
 	found, err := l.host.FindSnapshots(t.Context(), l.vm, "one")
 	if err != nil || len(found) != 1 {

@@ -175,6 +175,9 @@ func TestTrackingOff(t *testing.T) {
 // Transfers that break, a host that is busy, and sessions that expire cost
 // time, never bytes.
 func TestReadThroughTrouble(t *testing.T) {
+	l := start(t, labOptions{vm: esxisim.VMOptions{PowerOn: true}})
+	want := l.guest(0)
+	s := l.snapshot("one")
 	for name, faults := range map[string][]esxisim.Fault{
 		"drops":                     {{Kind: esxisim.FaultDrop, Verb: "GET", Path: "-flat", After: 100_000, Count: 5}},
 		"cut before the first byte": {{Kind: esxisim.FaultDrop, Verb: "GET", Path: "-flat", After: 0, Count: 5}},
@@ -189,11 +192,9 @@ func TestReadThroughTrouble(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			l := start(t, labOptions{vm: esxisim.VMOptions{PowerOn: true}})
-			want := l.guest(0)
-			s := l.snapshot("one")
 			r := l.open(s.Disks[0])
 			l.asked.Store(0)
+			defer l.ClearFaults()
 			for _, f := range faults {
 				l.inject(f)
 			}

@@ -37,7 +37,11 @@ func (c *soapControl) run(ctx context.Context, start func(context.Context) (type
 	if err := c.h.session.alive(ctx); err != nil {
 		return nil, err
 	}
-	ref, err := start(ctx)
+	// Who cancels while the call is on its way would not know whether the task
+	// began, and might look for it before it did. The answer comes at once.
+	starting, cancel := outlive(ctx, startGrace)
+	ref, err := start(starting)
+	cancel()
 	if err != nil {
 		if transient(err) || ctx.Err() != nil {
 			err = &lost{err}
@@ -45,6 +49,23 @@ func (c *soapControl) run(ctx context.Context, start func(context.Context) (type
 		return nil, err
 	}
 	return c.wait(ctx, ref, nil)
+}
+
+// startGrace is how long a cancelled caller waits for the answer to a call that
+// starts a task.
+const startGrace = 5 * time.Second
+
+// outlive is ctx, ending grace later than it.
+func outlive(ctx context.Context, grace time.Duration) (context.Context, context.CancelFunc) {
+	longer, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
+	stop := context.AfterFunc(ctx, func() {
+		select {
+		case <-time.After(grace):
+			cancel(context.Cause(ctx))
+		case <-longer.Done():
+		}
+	})
+	return longer, func() { stop(); cancel(nil) }
 }
 
 // wait looks at a task until it ends. It polls: govmomi's waiting keeps a
