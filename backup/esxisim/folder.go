@@ -4,11 +4,13 @@ import (
 	"errors"
 	"fmt"
 	"html"
+	"io"
 	"io/fs"
 	"net/http"
 	"net/url"
 	"path"
 	"strings"
+	"time"
 
 	"github.com/vmware/govmomi/vim25/soap"
 
@@ -211,12 +213,28 @@ func (h *Host) put(w http.ResponseWriter, r *http.Request, rel string) {
 	case errors.Is(err, errDropped):
 		h.hangUp(w, rel)
 	case err != nil:
-		w.Header().Set("Connection", "close") // the rest of the body is of no interest
-		h.refuse(w, err)
+		h.refuseBody(w, r, err)
 	case created:
 		w.WriteHeader(http.StatusCreated)
 	default:
 		w.WriteHeader(http.StatusOK)
+	}
+}
+
+// refuseBody refuses an upload while it comes in. Closing the connection with
+// bytes of it unread would reset it, and the sender might never see the answer:
+// so the answer goes out first, and the rest is read, for a while.
+func (h *Host) refuseBody(w http.ResponseWriter, r *http.Request, err error) {
+	c := http.NewResponseController(w)
+	if e := c.EnableFullDuplex(); e != nil {
+		h.log.Debug("refusing an upload", "err", e)
+	}
+	enough := time.AfterFunc(5*time.Second, func() { c.SetReadDeadline(time.Unix(1, 0)) }) //nolint:errcheck // then it ends by itself
+	defer enough.Stop()
+	w.Header().Set("Connection", "close")
+	h.refuse(w, err)
+	if e := c.Flush(); e == nil {
+		io.Copy(io.Discard, r.Body) //nolint:errcheck // whatever ends it
 	}
 }
 

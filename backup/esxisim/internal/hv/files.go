@@ -174,8 +174,13 @@ func (h *Host) receive(f *os.File, rel string, r io.Reader) error {
 	var off int64
 	for {
 		n, rerr := fill(r, buf)
-		if n > 0 && !h.space.take(int64(n)) {
-			return errors.Join(f.Truncate(off), fail(ErrNoSpace, rel, "there is not enough space on the file system for %s", rel))
+		if n > 0 {
+			if !h.space.take(int64(n)) {
+				return fail(ErrNoSpace, rel, "there is not enough space on the file system for %s", rel)
+			}
+			if err := f.Truncate(off + int64(n)); err != nil { // what comes counts, zeros too
+				return fileError(rel, err)
+			}
 		}
 		for i := 0; i < n; i += len(zero) {
 			part := buf[i:min(i+len(zero), n)]
@@ -187,13 +192,10 @@ func (h *Host) receive(f *os.File, rel string, r io.Reader) error {
 			}
 		}
 		off += int64(n)
+		if rerr == io.EOF {
+			return nil
+		}
 		if rerr != nil {
-			if err := f.Truncate(off); err != nil {
-				return fileError(rel, err)
-			}
-			if rerr == io.EOF {
-				return nil
-			}
 			return rerr
 		}
 	}
