@@ -72,24 +72,24 @@ echo 'esx-secret' >"$work/password"
 
 # --- The guest's disk -------------------------------------------------------
 
-heading 'A VM: a 4 GiB disk with a partition table and an ext4 file system full of real files'
+heading 'A VM: a 1 GiB disk with a partition table and an ext4 file system full of real files'
 offset=1048576 # of the partition, in bytes
 disk=$work/web01.raw
 source=$(go env GOROOT)/src
 mkdir -p "$work/files/srv"
 cp -r "$source"/{bytes,compress,crypto,debug,encoding,fmt,go,html,image,math,net,os,runtime,strings,syscall,text,time,unicode,vendor} "$work/files/srv/"
 echo 'the first state of this guest' >"$work/files/srv/state.txt"
-truncate -s 4G "$disk"
+truncate -s 1G "$disk"
 if command -v sfdisk >/dev/null; then
 	echo "start=$((offset / 512)), type=83" | sfdisk --quiet --label dos "$disk"
 else
 	# One entry of a DOS partition table: Linux, from sector 2048 to the end.
-	printf '\0\0\0\0\x83\0\0\0\0\x08\0\0\0\xf8\x7f\0' | dd of="$disk" bs=1 seek=446 conv=notrunc status=none
+	printf '\0\0\0\0\x83\0\0\0\0\x08\0\0\0\xf8\x1f\0' | dd of="$disk" bs=1 seek=446 conv=notrunc status=none
 	printf '\x55\xaa' | dd of="$disk" bs=1 seek=510 conv=notrunc status=none
 fi
 # mke2fs -d fills the file system without mounting it, so root is not needed.
-mke2fs -q -t ext4 -L guest -E "offset=$offset" -d "$work/files" "$disk" "$(((4 * 1024 * 1024 * 1024 - offset) / 1024))k"
-echo "$(find "$work/files" -type f | wc -l) files, $(bytes "$(($(stat -c %b "$disk") * 512))") of 4 GiB in use"
+mke2fs -q -t ext4 -L guest -E "offset=$offset" -d "$work/files" "$disk" "$(((1024 * 1024 * 1024 - offset) / 1024))k"
+echo "$(find "$work/files" -type f | wc -l) files, $(bytes "$(($(stat -c %b "$disk") * 512))") of 1 GiB in use"
 rm -r "$work/files"
 
 # --- The host ---------------------------------------------------------------
@@ -119,7 +119,7 @@ folder_bytes() {
 }
 
 heading 'A repository, and the host in the configuration'
-run hikae init
+run hikae init --quiet
 run hikae host add esx1 --address "$address" --user root --password-file password --thumbprint "$thumbprint"
 run hikae vms esx1
 
@@ -131,7 +131,7 @@ run hikae backup esx1/web01
 first=$(folder_bytes)
 echo "the host sent $(bytes "$first")"
 
-heading 'The guest changes: a file is rewritten, one is new, a folder is gone'
+heading 'The guest changes: a file is rewritten, one is new, one is gone'
 changed=$work/changed.raw
 cp --sparse=always "$disk" "$changed"
 echo 'the second state of this guest' >"$work/state2.txt"
@@ -150,7 +150,7 @@ heading 'The second backup reads what changed'
 sleep 1
 run hikae backup esx1/web01
 second=$(folder_bytes)
-echo "the host sent $(bytes "$second") of a disk of 4 GiB (the first time $(bytes "$first"))"
+echo "the host sent $(bytes "$second") of a disk of 1 GiB (the first time $(bytes "$first"))"
 if ((second * 4 > first)); then
 	echo "demo: the second backup should have read much less" >&2
 	exit 1
@@ -164,7 +164,7 @@ heading 'The repository as a folder'
 mkdir "$work/mnt" "$work/guest"
 run hikae mount mnt
 vm=$work/mnt/esx1/web01
-run ls -l mnt/esx1/web01 mnt/esx1/web01/latest/
+run ls -lh mnt/esx1/web01 mnt/esx1/web01/latest/ mnt/esx1/web01/latest/partitions
 mapfile -t generations < <(find "$vm" -mindepth 1 -maxdepth 1 -type d -printf '%f\n' | sort)
 [[ ${#generations[@]} == 2 ]] || { echo "demo: there should be two generations" >&2; exit 1; }
 # Reading through the same bytes twice would prove little: the guest's own disk
@@ -173,19 +173,19 @@ run cmp web01.raw "mnt/esx1/web01/${generations[0]}/web01-flat.vmdk"
 run cmp changed.raw "mnt/esx1/web01/latest/web01-flat.vmdk"
 
 heading "A file out of the guest's file system, in both generations"
-# guest_file FLAT: what /srv/state.txt says in that disk.
+# guest_file IMAGE: what /srv/state.txt says in the file system of that partition.
 guest_file() {
-	if [[ $(id -u) == 0 ]] && mount -o "ro,noload,loop,offset=$offset" "$work/$1" "$work/guest" 2>/dev/null; then
-		echo "\$ mount -o ro,noload,loop,offset=$offset $1 guest; cat guest/srv/state.txt; umount guest"
+	if [[ $(id -u) == 0 ]] && mount -o ro,noload,loop "$work/$1" "$work/guest" 2>/dev/null; then
+		echo "\$ mount -o ro,noload,loop $1 guest; cat guest/srv/state.txt; umount guest"
 		cat "$work/guest/srv/state.txt"
 		umount "$work/guest"
 	else
 		# Loop mounts need root and loop devices; debugfs reads ext4 without either.
-		run debugfs -R 'cat /srv/state.txt' "$1?offset=$offset" 2>/dev/null
+		run debugfs -R 'cat /srv/state.txt' "$1" 2>/dev/null
 	fi
 }
 for g in "${generations[@]}"; do
-	guest_file "mnt/esx1/web01/$g/web01-flat.vmdk" | tee "$work/out"
+	guest_file "mnt/esx1/web01/$g/partitions/web01-p1.img" | tee "$work/out"
 	said=$(tail -n 1 "$work/out")
 	case $g in
 	"${generations[0]}") [[ $said == 'the first state of this guest' ]] ;;

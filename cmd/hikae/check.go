@@ -44,10 +44,11 @@ func runCheck(ctx context.Context, a *app.App, o checkOptions) error {
 	a.Stopping("ending the check; it changes nothing")
 	began := a.Clock()
 	progress := a.UI.Progress(a.Clock)
-	report, err := r.Check(ctx, repo.CheckOptions{
-		ReadData: o.readData,
-		Progress: func(done, total int64) { progress.Set("check", "", done, total) },
-	})
+	show := func(done, total int64) { progress.Count("check", "generations", done, total) }
+	if o.readData {
+		show = func(done, total int64) { progress.Set("check", "", done, total) }
+	}
+	report, err := r.Check(ctx, repo.CheckOptions{ReadData: o.readData, Progress: show})
 	progress.Close()
 	if err != nil {
 		return err
@@ -66,8 +67,12 @@ func runCheck(ctx context.Context, a *app.App, o checkOptions) error {
 	for _, p := range report.Problems {
 		printProblem(a, p)
 	}
-	a.UI.Printf("%d generations, %d disks, %d packs (%s), %d tree nodes, %d records; %s read in %s\n",
-		report.Generations, report.Disks, report.Packs, ui.Size(report.PackBytes), report.Nodes, report.Records, ui.Size(report.BytesRead), ui.Duration(took))
+	a.UI.Printf("%d VMs, %d generations, %d disks; %d tree nodes, %d packs of %s looked at", report.VMs, report.Generations, report.Disks,
+		report.Nodes, report.Packs, ui.Size(report.PackBytes))
+	if o.readData {
+		a.UI.Printf("; %d records, %s read", report.Records, ui.Size(report.BytesRead))
+	}
+	a.UI.Printf(", in %s\n", ui.Duration(took))
 	if n := len(report.Problems); n > 0 {
 		return &problemsError{n}
 	}
@@ -82,6 +87,12 @@ func printProblem(a *app.App, p repo.Problem) {
 	}
 	if len(p.Generations) > 0 {
 		a.UI.Printf("  hurts %s\n", ui.Clean(strings.Join(p.Generations, ", ")))
+	}
+	for _, at := range p.Areas {
+		a.UI.Printf("    %s, %s: %s at offset %d\n", ui.Clean(at.Generation), ui.Clean(at.Disk), ui.Size(at.Length), at.Offset)
+	}
+	if p.MoreAreas {
+		a.UI.Printf("    and more\n")
 	}
 	if p.Remedy != "" {
 		a.UI.Printf("  remedy: %s\n", ui.Clean(p.Remedy))

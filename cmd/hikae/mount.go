@@ -31,10 +31,11 @@ func newMount(a *app.App) *cobra.Command {
                                       its disks as flat VMDK files, the VM's
                                       configuration, and generation.json
   DIR/HOST/VM/latest                  leads to the newest one
+  .../partitions/NAME-p1.img          each partition of each disk
 
-New generations appear while it is mounted. To read files of a guest:
+New generations appear while it is mounted. To read files of a guest, as root:
 
-  mount -o ro,loop,offset=OFFSET DIR/HOST/VM/latest/NAME-flat.vmdk /mnt
+  mount -o ro,loop DIR/HOST/VM/latest/partitions/NAME-p1.img /mnt
 
 hikae returns when the folder is ready, and serves it in the background until
 hikae umount DIR. With --foreground it stays, until Ctrl-C or SIGTERM.` +

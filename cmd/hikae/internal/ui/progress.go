@@ -33,6 +33,7 @@ type Progress struct {
 type item struct {
 	name        string
 	phase       string
+	counted     bool
 	done, total int64
 	began, said time.Time
 	// rate is measured over the last seconds, so that it follows changes but
@@ -73,6 +74,16 @@ func (p *Printer) Progress(clock func() time.Time) *Progress {
 // Set says that of the item's total bytes so many are done, and in which phase
 // it is (as "reading"). A total of 0 is not known yet.
 func (g *Progress) Set(name, phase string, done, total int64) {
+	g.set(name, phase, false, done, total)
+}
+
+// Count is Set for things that are counted rather than measured; what names
+// them (as "generations").
+func (g *Progress) Count(name, what string, done, total int64) {
+	g.set(name, what, true, done, total)
+}
+
+func (g *Progress) set(name, phase string, counted bool, done, total int64) {
 	if g == nil {
 		return
 	}
@@ -99,7 +110,7 @@ func (g *Progress) Set(name, phase string, done, total int64) {
 		// Another phase counts other bytes.
 		it.mark, it.markDone, it.rate = now, done, 0
 	}
-	it.phase, it.done, it.total = phase, done, total
+	it.phase, it.counted, it.done, it.total = phase, counted, done, total
 	if d := now.Sub(it.mark); d >= 2*time.Second {
 		it.rate = float64(done-it.markDone) / d.Seconds()
 		it.mark, it.markDone = now, done
@@ -156,6 +167,9 @@ func (g *Progress) status(it *item) decor.DecorFunc {
 
 // text is the item's state in words.
 func (it *item) text() string {
+	if it.counted {
+		return fmt.Sprintf("%d of %d %s", it.done, it.total, it.phase)
+	}
 	s := it.phase
 	if s != "" {
 		s += " "
