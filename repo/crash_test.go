@@ -22,13 +22,17 @@ type story struct {
 	begun             map[string][]byte // may be there
 }
 
+// retell is the same story with nothing told yet.
+func (s *story) retell() *story {
+	return &story{base: s.base, next: s.next, other: s.other, committed: map[string][]byte{}, begun: map[string][]byte{}}
+}
+
 func newStory() *story {
 	s := &story{base: image(1, 14*testBlock+100), other: image(5, 3*testBlock)}
 	s.next = bytes.Clone(s.base)
 	copy(s.next[2*testBlock:], image(2, 2*testBlock))
 	clear(s.next[9*testBlock : 10*testBlock])
-	s.committed, s.begun = map[string][]byte{}, map[string][]byte{}
-	return s
+	return s.retell()
 }
 
 // tell runs the story from the beginning until something fails.
@@ -132,20 +136,22 @@ func (s *story) verify(t *testing.T, mem *fsx.Mem) {
 	}
 }
 
-// sweep tells the story once for every k, each time failing at the k-th operation.
-func sweepStory(t *testing.T, plan fsx.Plan, after func(t *testing.T, s *story, mem *fsx.Mem, err error, k int)) {
-	for k := 1; ; k++ {
+// sweepStory tells the story again and again, failing at operation first, first +
+// step, and so on.
+func sweepStory(t *testing.T, plan fsx.Plan, at, step int, after func(t *testing.T, s *story, mem *fsx.Mem, err error, k int)) {
+	first := newStory()
+	for k := at; ; k += step {
 		mem := fsx.NewMem()
 		faulty := fsx.NewFaulty(mem)
 		plan.At = k
 		faulty.Plan(plan)
-		s := newStory()
+		s := first.retell()
 		err := s.tell(faulty)
 		if !faulty.Fired() {
 			if err != nil {
 				t.Fatal(err)
 			}
-			t.Logf("%d operations", k-1)
+			t.Logf("about %d operations", k-1)
 			if k < 30 {
 				t.Fatal("that is too few to be true")
 			}
@@ -162,14 +168,14 @@ func sweepStory(t *testing.T, plan fsx.Plan, after func(t *testing.T, s *story, 
 }
 
 func TestCrashAtEveryOperation(t *testing.T) {
-	sweepStory(t, fsx.Plan{Ops: fsx.OpAny, Mode: fsx.CrashNow}, func(t *testing.T, s *story, mem *fsx.Mem, err error, k int) {
+	sweepStory(t, fsx.Plan{Ops: fsx.OpAny, Mode: fsx.CrashNow}, 1, 1, func(t *testing.T, s *story, mem *fsx.Mem, err error, k int) {
 		mem.Crash(rand.New(rand.NewPCG(uint64(k), 77)))
 		s.verify(t, mem)
 	})
 }
 
 func TestNoSpaceAtEveryWrite(t *testing.T) {
-	sweepStory(t, fsx.Plan{Ops: fsx.OpChanges, Mode: fsx.NoSpace}, func(t *testing.T, s *story, mem *fsx.Mem, err error, k int) {
+	sweepStory(t, fsx.Plan{Ops: fsx.OpChanges, Mode: fsx.NoSpace}, 1, 1, func(t *testing.T, s *story, mem *fsx.Mem, err error, k int) {
 		if err != nil {
 			if !errors.Is(err, syscall.ENOSPC) {
 				t.Fatalf("the error does not say that there is no room: %v", err)
@@ -187,10 +193,11 @@ func TestNoSpaceAtEveryWrite(t *testing.T) {
 	})
 }
 
+// Every operation fails in one of the ways.
 func TestErrorAtEveryOperation(t *testing.T) {
-	for _, mode := range []fsx.Mode{fsx.FailOnce, fsx.FailAfter, fsx.ShortWrite} {
+	for i, mode := range []fsx.Mode{fsx.FailOnce, fsx.FailAfter, fsx.ShortWrite} {
 		t.Run(fmt.Sprint(mode), func(t *testing.T) {
-			sweepStory(t, fsx.Plan{Ops: fsx.OpChanges &^ fsx.OpRemove, Mode: mode}, func(t *testing.T, s *story, mem *fsx.Mem, err error, k int) {
+			sweepStory(t, fsx.Plan{Ops: fsx.OpChanges &^ fsx.OpRemove, Mode: mode}, 1+i, 3, func(t *testing.T, s *story, mem *fsx.Mem, err error, k int) {
 				s.verify(t, mem)
 			})
 		})

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"strings"
@@ -358,11 +359,7 @@ func FuzzConfig(f *testing.F) {
 // only.
 func TestFrozen(t *testing.T) {
 	const dir = "testdata/v1"
-	content := image(21, 6*testBlock+77)
-	copy(content[testBlock:], secretText)
-	later := append(bytes.Clone(content), make([]byte, 300*testBlock)...)
-	copy(later[3*testBlock:], "changed")
-	copy(later[301*testBlock:], "grown")
+	content, later := frozenDisks()
 	if os.Getenv("HIKAE_FREEZE") != "" {
 		if err := os.RemoveAll(dir); err != nil {
 			t.Fatal(err)
@@ -397,6 +394,22 @@ func TestFrozen(t *testing.T) {
 		t.Error(got)
 	}
 	clean(t, r)
+}
+
+// frozenDisks is what the frozen repositories hold. It must never change: block 0 is
+// noise, 1 text, 3 both, 6 the end of the disk, which lies within it. The disk then
+// grows by a level of the tree and gets a last block that is whole.
+func frozenDisks() (content, later []byte) {
+	content = make([]byte, 6*testBlock+77)
+	noise := rand.NewChaCha8([32]byte([]byte("hikae, a repository of version 1")))
+	_, _ = noise.Read(content[:testBlock])
+	copy(content[testBlock:2*testBlock], bytes.Repeat([]byte("the copy you keep. "), testBlock/19))
+	copy(content[3*testBlock:], content[testBlock-9000:testBlock+9000])
+	copy(content[6*testBlock:], "the end")
+	later = append(bytes.Clone(content), make([]byte, 294*testBlock-77)...)
+	copy(later[3*testBlock:], "changed")
+	copy(later[299*testBlock:], "grown")
+	return content, later
 }
 
 func freeze(t *testing.T, dir string, content, later []byte) {

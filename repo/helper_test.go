@@ -76,9 +76,8 @@ func image(seed uint64, size int) []byte {
 		switch rng.IntN(4) {
 		case 0: // a hole
 		case 1:
-			for i := range p {
-				p[i] = byte(rng.Uint32())
-			}
+			seed := [32]byte{byte(rng.Uint32()), byte(rng.Uint32()), byte(seed)}
+			_, _ = rand.NewChaCha8(seed).Read(p)
 		case 2:
 			word := []byte{byte('a' + rng.IntN(26)), 'b', byte(rng.IntN(9)), 'c'}
 			copy(p, bytes.Repeat(word, n/4+1))
@@ -89,6 +88,8 @@ func image(seed uint64, size int) []byte {
 	}
 	return b
 }
+
+var poison = bytes.Repeat([]byte{0xee}, 6*testBlock)
 
 // extent is a stretch of bytes.
 type extent struct{ off, n int64 }
@@ -110,9 +111,7 @@ func write(ctx context.Context, s *Session, content []byte, parent *Disk, change
 			p := bytes.Clone(content[off:min(off+step, e.off+e.n)])
 			want++
 			err := w.Write(ctx, off, p, func() {
-				for i := range p {
-					p[i] = 0xee // nobody may look at it any more
-				}
+				copy(p, poison) // nobody may look at it any more
 				released <- struct{}{}
 			})
 			if err != nil {

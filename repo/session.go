@@ -21,9 +21,9 @@ import (
 const (
 	dataPackLimit = 32 << 20
 	nodePackLimit = 16 << 20
-	dataChunk     = 4 << 20
-	nodeChunk     = 1 << 20
-	chunks        = 3
+	dataChunk     = 1 << 20
+	nodeChunk     = 256 << 10
+	chunks        = 6
 )
 
 // flushAt is how many records the index may hold in memory before a session
