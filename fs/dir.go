@@ -81,7 +81,7 @@ func (t *tree) list(ctx context.Context, n node) (*listing, error) {
 		return nil, syscall.ENOTDIR
 	case n.opened != nil:
 		l.complete = false // counting their blocks can take a walk over the disk's map
-		l.files, err = n.opened.partitions(ctx, t.src.ID())
+		l.files, err = n.opened.partitions(ctx, t)
 	case n.gen != nil:
 		var o *opened
 		if o, err = t.shelf.open(ctx, n.gen); err == nil {

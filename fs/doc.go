@@ -28,7 +28,7 @@
 //   - Nobody waits for ever. When the storage of the repository does not answer,
 //     readers get an error after Options.Timeout, can be interrupted before, and
 //     go on when it is back.
-//   - Memory is bounded, whatever is open and however many read: 64 MiB of
+//   - Memory is bounded, whatever is open and however many read: 32 MiB of
 //     reads in flight, 256 opened generations or 16 MiB of their small files,
 //     and the caches of the repository. Each generation that was listed costs
 //     its name.

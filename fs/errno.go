@@ -18,6 +18,9 @@ var (
 	errStale = errors.New("stale")
 	// errDamaged marks errors of a source whose stored bytes are lost.
 	errDamaged = errors.New("damaged")
+	// errMissing marks what should be there and is not: a part of a disk. It is
+	// no ENOENT, which says that a name is not there.
+	errMissing = errors.New("missing")
 	// errStuck says that the storage did not answer in time.
 	errStuck = errors.New("the repository's storage does not answer")
 )
@@ -31,6 +34,8 @@ func toErrno(err error) syscall.Errno {
 	switch {
 	case err == nil:
 		return 0
+	case errors.Is(err, errMissing):
+		return syscall.EIO
 	case errors.Is(err, errStale):
 		return syscall.ESTALE
 	case errors.Is(err, errGone), errors.Is(err, fs.ErrNotExist):

@@ -208,37 +208,24 @@ func (s *fakeDiskSpec) isData(block int64) bool {
 
 // fill writes what the disk holds from off on.
 func (s *fakeDiskSpec) fill(p []byte, off int64) {
+	var word [8]byte
 	for len(p) > 0 {
 		block := off / fakeBlock
 		n := int(min(int64(len(p)), (block+1)*fakeBlock-off))
 		if !s.isData(block) {
 			clear(p[:n])
-		} else {
-			for i := range n {
-				at := off + int64(i)
-				p[i] = byte(mix(s.Seed, uint64(at>>3)) >> (at & 7 * 8))
-			}
-		}
-		p, off = p[n:], off+int64(n)
-	}
-}
-
-// fillFast is fill for aligned areas.
-func (s *fakeDiskSpec) fillFast(p []byte, off int64) {
-	if off%8 != 0 || len(p)%8 != 0 {
-		s.fill(p, off)
-		return
-	}
-	for i := 0; i < len(p); {
-		block := (off + int64(i)) / fakeBlock
-		n := int(min(int64(len(p)), (block+1)*fakeBlock-off)) // end of the block in p
-		if !s.isData(block) {
-			clear(p[i:n])
-			i = n
+			p, off = p[n:], off+int64(n)
 			continue
 		}
-		for ; i < n; i += 8 {
-			binary.LittleEndian.PutUint64(p[i:], mix(s.Seed, uint64(off+int64(i))>>3))
+		for end := off + int64(n); off < end; {
+			k := 8
+			if off&7 == 0 && end-off >= 8 {
+				binary.LittleEndian.PutUint64(p, mix(s.Seed, uint64(off)>>3))
+			} else {
+				binary.LittleEndian.PutUint64(word[:], mix(s.Seed, uint64(off)>>3))
+				k = copy(p[:min(int64(len(p)), end-off)], word[off&7:])
+			}
+			p, off = p[k:], off+int64(k)
 		}
 	}
 }
@@ -266,7 +253,7 @@ func (d *fakeDisk) ReadAtContext(ctx context.Context, p []byte, off int64) (int,
 		for i := 0; i < len(p); i += copy(p[i:], flatBlock) {
 		}
 	default:
-		d.spec.fillFast(p, off)
+		d.spec.fill(p, off)
 	}
 	return len(p), nil
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"math/bits"
 	"sync"
 	"syscall"
@@ -104,8 +105,11 @@ func (t *tree) readDisk(ctx context.Context, c *content, off, n int64) (*pooled,
 	}
 	if m, err := c.disk.ReadAtContext(ctx, p.b, c.base+off); m != len(p.b) {
 		p.Done()
-		if err == nil || toErrno(err) == syscall.ENOENT { // inside a disk neither is an answer
-			err = fmt.Errorf("%w: %d of %d bytes: %v", errDamaged, m, n, err)
+		if err == nil { // inside a disk there is no end
+			err = io.ErrUnexpectedEOF
+		}
+		if toErrno(err) == syscall.ENOENT { // nor can a part of it not exist
+			err = fmt.Errorf("%w: %d of %d bytes read: %w", errMissing, m, n, err)
 		}
 		return nil, err
 	}
@@ -134,7 +138,7 @@ const (
 	minReadBits = 12
 	maxReadBits = 20
 	maxRead     = 1 << maxReadBits // bytes; the largest request
-	readRoom    = 64 << 20
+	readRoom    = 32 << 20
 )
 
 // pooled is a lent buffer and, as a fuse.ReadResult, an answer. go-fuse calls

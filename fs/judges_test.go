@@ -28,7 +28,7 @@ func run(t testing.TB, name string, args ...string) string {
 }
 
 const (
-	guestSize = 256 << 20
+	guestSize = 96 << 20
 	guestPart = 3 << 20 // where the file system begins
 )
 
@@ -45,7 +45,7 @@ func guestDisk(t testing.TB) (image, files string) {
 		if err := os.MkdirAll(sub, 0o755); err != nil {
 			t.Fatal(err)
 		}
-		b := make([]byte, rng.Uint64()%(1<<20))
+		b := make([]byte, rng.Uint64()%(1<<18))
 		rng.Read(b)
 		if err := os.WriteFile(filepath.Join(sub, fmt.Sprintf("file%d", i)), b, 0o644); err != nil {
 			t.Fatal(err)
@@ -58,11 +58,11 @@ func guestDisk(t testing.TB) (image, files string) {
 		t.Fatal(err)
 	}
 	cmd := exec.Command("sfdisk", "-q", image)
-	cmd.Stdin = strings.NewReader("label: gpt\nstart=3MiB, size=200MiB\n")
+	cmd.Stdin = strings.NewReader("label: gpt\nstart=3MiB, size=64MiB\n")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("sfdisk: %v\n%s", err, out)
 	}
-	run(t, "mkfs.ext4", "-q", "-d", files, "-E", fmt.Sprintf("offset=%d", guestPart), image, "200M")
+	run(t, "mkfs.ext4", "-q", "-d", files, "-E", fmt.Sprintf("offset=%d", guestPart), image, "64M")
 	return image, files
 }
 
@@ -173,7 +173,7 @@ func TestJudgeLoopMount(t *testing.T) {
 		}
 		t.Skipf("no loop devices: %s", out)
 	}
-	loop := strings.TrimSpace(run(t, "losetup", "--find", "--show", "--read-only", fmt.Sprintf("--offset=%d", guestPart), fmt.Sprintf("--sizelimit=%d", 200<<20), filepath.Join(folder, "guest-flat.vmdk")))
+	loop := strings.TrimSpace(run(t, "losetup", "--find", "--show", "--read-only", fmt.Sprintf("--offset=%d", guestPart), fmt.Sprintf("--sizelimit=%d", 64<<20), filepath.Join(folder, "guest-flat.vmdk")))
 	defer exec.Command("losetup", "-d", loop).Run()
 	run(t, "e2fsck", "-fn", loop)
 	guest := mountDir(t)
@@ -200,15 +200,15 @@ func TestJudgeLoopMount(t *testing.T) {
 
 func TestJudgeFio(t *testing.T) {
 	needTools(t, "fio")
-	m := mountGens(t, order{Gens: []fakeGeneration{{Host: "h", VM: "v", Sequence: 1, Time: testTime(1), Disks: []fakeDiskSpec{{Name: "d", Size: 64 << 20, Seed: 5, Density: 200}}}}})
+	m := mountGens(t, order{Gens: []fakeGeneration{{Host: "h", VM: "v", Sequence: 1, Time: testTime(1), Disks: []fakeDiskSpec{{Name: "d", Size: 16 << 20, Seed: 5, Density: 200}}}}})
 	flat := m.path("h/v/latest/d-flat.vmdk")
 	for _, args := range [][]string{
-		{"--rw=randread", "--bs=4k", "--numjobs=4", "--io_size=8m"},
-		{"--rw=randread", "--bs=4k", "--direct=1", "--ioengine=libaio", "--iodepth=16", "--io_size=8m"},
-		{"--rw=read", "--bs=1m", "--numjobs=4", "--offset_increment=16m", "--size=16m"},
-		{"--rw=randread", "--bsrange=512-300k", "--ioengine=mmap", "--io_size=16m"},
+		{"--rw=randread", "--bs=4k", "--numjobs=4", "--io_size=2m"},
+		{"--rw=randread", "--bs=4k", "--direct=1", "--ioengine=libaio", "--iodepth=16", "--io_size=2m"},
+		{"--rw=read", "--bs=1m", "--numjobs=4", "--offset_increment=4m", "--size=4m"},
+		{"--rw=randread", "--bsrange=512-300k", "--ioengine=mmap", "--io_size=4m"},
 	} {
-		out := run(t, "fio", append([]string{"--name=j", "--filename=" + flat, "--readonly", "--output-format=json", "--size=64m", "--group_reporting"}, args...)...)
+		out := run(t, "fio", append([]string{"--name=j", "--filename=" + flat, "--readonly", "--output-format=json", "--size=16m", "--group_reporting"}, args...)...)
 		var r struct {
 			Jobs []struct{ Error, Total_err int }
 		}
@@ -216,9 +216,9 @@ func TestJudgeFio(t *testing.T) {
 			t.Errorf("%v: %v\n%s", args, err, out)
 		}
 	}
-	spec := fakeDiskSpec{Size: 64 << 20, Seed: 5, Density: 200}
+	spec := fakeDiskSpec{Size: 16 << 20, Seed: 5, Density: 200}
 	want := make([]byte, spec.Size)
-	spec.fillFast(want, 0)
+	spec.fill(want, 0)
 	got, err := os.ReadFile(flat)
 	if err != nil || !bytes.Equal(got, want) {
 		t.Errorf("what the page cache holds now is wrong (%v)", err)

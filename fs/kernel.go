@@ -56,7 +56,7 @@ func attachDirectly(path, source string, o *Options) (int, error) {
 	// Nothing in a backup may become a device or a set-uid program here.
 	flags := uintptr(unix.MS_RDONLY | unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOATIME)
 	if err := unix.Mount(source, path, fsType, flags, strings.Join(data, ",")); err != nil {
-		unix.Close(fd)
+		_ = unix.Close(fd)
 		if errors.Is(err, unix.ENODEV) {
 			return -1, noFuse(err)
 		}
@@ -107,7 +107,7 @@ func attachByHelper(path, source string, o *Options) (int, error) {
 	if err != nil {
 		return -1, fmt.Errorf("socket for %s: %w", bin, err)
 	}
-	defer unix.Close(pair[0])
+	defer func() { _ = unix.Close(pair[0]) }()
 	theirs := os.NewFile(uintptr(pair[1]), "fusermount")
 	defer theirs.Close()
 	// A comma in the source's name would begin a new option.
@@ -189,7 +189,7 @@ func forgoPoll(path string) error {
 	if err != nil {
 		return err
 	}
-	defer unix.Close(fd)
+	defer func() { _ = unix.Close(fd) }()
 	_, err = unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 0)
 	return err
 }

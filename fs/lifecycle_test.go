@@ -233,7 +233,7 @@ func TestFileHandlesOutliveTheMount(t *testing.T) {
 			t.Fatal(err)
 		}
 		fd, err := unix.OpenByHandleAt(root, handles[3], unix.O_RDONLY)
-		if err != unix.ESTALE {
+		if !errors.Is(err, unix.ESTALE) {
 			t.Errorf("%s: handle opens: %d, %v", what, fd, err)
 		}
 		unix.Close(root)

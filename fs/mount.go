@@ -85,7 +85,7 @@ func (o *Options) setDefaults() error {
 		o.Logger = slog.Default()
 	}
 	if o.Clock == nil {
-		o.Clock = time.Now
+		o.Clock = time.Now //nolint:forbidigo // the default, here and nowhere else
 	}
 	if o.UID == nil {
 		uid := uint32(os.Geteuid())

@@ -2,6 +2,7 @@ package fs
 
 import (
 	"bytes"
+	"errors"
 	"io"
 	"os"
 	"path/filepath"
@@ -120,13 +121,13 @@ func TestContentsAndMetadata(t *testing.T) {
 	if n, err = unix.Listxattr(path, nil); err != nil || n != 66 {
 		t.Errorf("size of attributes: %d, %v", n, err)
 	}
-	if _, err = unix.Getxattr(path, "user.hikae.nothing", buf); err != unix.ENODATA {
+	if _, err = unix.Getxattr(path, "user.hikae.nothing", buf); !errors.Is(err, unix.ENODATA) {
 		t.Errorf("missing attribute: %v", err)
 	}
-	if _, err = unix.Getxattr(path, "user.hikae.generation", buf[:4]); err != unix.ERANGE {
+	if _, err = unix.Getxattr(path, "user.hikae.generation", buf[:4]); !errors.Is(err, unix.ERANGE) {
 		t.Errorf("attribute into a short buffer: %v", err)
 	}
-	if _, err = unix.Getxattr(m.dir, "user.hikae.generation", buf); err != unix.ENODATA {
+	if _, err = unix.Getxattr(m.dir, "user.hikae.generation", buf); !errors.Is(err, unix.ENODATA) {
 		t.Errorf("attribute of the root: %v", err)
 	}
 	var fs unix.Statfs_t
@@ -207,7 +208,7 @@ func TestSeekDataAndHole(t *testing.T) {
 				whence = seekData
 			}
 			got, err := unix.Seek(int(f.Fd()), off, whence)
-			if err == unix.ENXIO {
+			if errors.Is(err, unix.ENXIO) {
 				got = -1
 			} else if err != nil {
 				t.Fatal(err)
@@ -217,7 +218,7 @@ func TestSeekDataAndHole(t *testing.T) {
 			}
 		}
 	}
-	if _, err := unix.Seek(int(f.Fd()), web01.Size, seekHole); err != unix.ENXIO {
+	if _, err := unix.Seek(int(f.Fd()), web01.Size, seekHole); !errors.Is(err, unix.ENXIO) {
 		t.Errorf("seek from the end: %v", err)
 	}
 	if r := m.must(order{Op: "stats"}); r.Reads != 0 {

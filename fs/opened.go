@@ -3,6 +3,7 @@ package fs
 import (
 	"container/list"
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"strconv"
@@ -93,15 +94,18 @@ func newOpened(g *genDir, s *snapshot, shelf *shelf) *opened {
 
 func joined(a, b []xattr) []xattr { return append(a[:len(a):len(a)], b...) }
 
-// partitions returns the files that show the partitions of all disks.
-func (o *opened) partitions(ctx context.Context, repoID string) ([]*content, error) {
+// partitions returns the files that show the partitions of all disks. A disk
+// whose partition table is lost is left out, for it must not hide the others.
+func (o *opened) partitions(ctx context.Context, t *tree) ([]*content, error) {
 	var all []*content
 	for _, d := range o.disks {
 		if d.index >= maxShownDisks {
 			break
 		}
-		parts, err := d.partitions(ctx, repoID)
-		if err != nil {
+		parts, err := d.partitions(ctx, t.src.ID())
+		if errors.Is(err, errDamaged) {
+			t.complaints.about(err, "partitions of a disk are not shown", "generation", o.gen.ref.String(), "disk", d.name)
+		} else if err != nil {
 			return nil, err
 		}
 		all = append(all, parts...)

@@ -474,7 +474,7 @@ func TestSeekAgainstModel(t *testing.T) {
 			off := rapid.Int64Range(0, c.size-1).Draw(t, "off")
 			for whence, data := range map[uint32]bool{seekData: true, seekHole: false} {
 				got, err := c.seek(context.Background(), off, whence)
-				if err == unix.ENXIO {
+				if errors.Is(err, unix.ENXIO) {
 					got = -1
 				} else if err != nil {
 					t.Fatal(err)
@@ -540,5 +540,43 @@ func TestComplaintsAreRare(t *testing.T) {
 	}
 	if len(c.seen) > maxComplaints {
 		t.Errorf("%d complaints remembered", len(c.seen))
+	}
+}
+
+func TestDamagedPartitionTableHidesOnlyItself(t *testing.T) {
+	gens := []fakeGeneration{{Host: "h", VM: "v", Sequence: 1, Time: testTime(1), Disks: []fakeDiskSpec{
+		{Name: "a", Size: 1 << 20, Density: 256},
+		{Name: "b", Size: 1 << 20, Density: 256, Bad: 1},
+		{Name: "c", Size: 1 << 20, Density: 256},
+	}}}
+	src := &fakeSource{gens: gens}
+	tr, _ := testTree(t, src, Options{})
+	var got []string
+	l, errno := tr.readList(nil, inoInGeneration(1, placePartitions))
+	if errno != 0 {
+		t.Fatal(errno)
+	}
+	for _, c := range l.files {
+		got = append(got, c.name)
+	}
+	if s := strings.Join(got, " "); s != "a.img c.img" {
+		t.Errorf("shown: %s", s)
+	}
+	if _, err := tr.walk("h/v/latest/partitions/b.img"); !errors.Is(err, errGone) {
+		t.Errorf("the damaged one: %v", err)
+	}
+	// storage that fails for a moment is another matter: what would be left out
+	// now would be missing for ever
+	tr, _ = testTree(t, src, Options{})
+	if _, err := tr.walk("h/v/latest/a-flat.vmdk"); err != nil {
+		t.Fatal(err)
+	}
+	src.refused.Store(true)
+	if _, errno := tr.readList(nil, inoInGeneration(1, placePartitions)); errno != unix.EIO {
+		t.Errorf("with failing storage: %v", errno)
+	}
+	src.refused.Store(false)
+	if l, errno := tr.readList(nil, inoInGeneration(1, placePartitions)); errno != 0 || len(l.files) != 2 {
+		t.Errorf("when it works again: %v", errno)
 	}
 }

@@ -34,7 +34,7 @@ type repository struct {
 
 var (
 	_ source = repository{}
-	_ disk   = (*repo.Disk)(nil)
+	_ disk   = stored{}
 )
 
 func (s repository) ID() string { return s.r.ID() }
@@ -42,6 +42,8 @@ func (s repository) ID() string { return s.r.ID() }
 // known translates the errors that the tree tells apart.
 func known(err error) error {
 	switch {
+	case err == nil:
+		return nil
 	case errors.Is(err, repo.ErrNotFound):
 		return fmt.Errorf("%w: %w", errGone, err)
 	case errors.Is(err, repo.ErrDamaged):
@@ -99,7 +101,7 @@ func (s repository) Open(ctx context.Context, r ref) (*snapshot, error) {
 	for _, f := range files {
 		x := file{name: f.Name, data: f.Data, stored: f.StoredBytes}
 		if f.Disk != nil {
-			x.disk = f.Disk
+			x.disk = stored{f.Disk}
 		}
 		for i := range m.Disks {
 			if d := &m.Disks[i]; f.Name == d.Name+".vmdk" || f.Name == d.Name+flatSuffix {
@@ -109,6 +111,19 @@ func (s repository) Open(ctx context.Context, r ref) (*snapshot, error) {
 		snap.files = append(snap.files, x)
 	}
 	return snap, nil
+}
+
+// stored is a repo.Disk as a disk.
+type stored struct{ *repo.Disk }
+
+func (d stored) ReadAtContext(ctx context.Context, p []byte, off int64) (int, error) {
+	n, err := d.Disk.ReadAtContext(ctx, p, off)
+	return n, known(err)
+}
+
+func (d stored) NextData(ctx context.Context, off int64) (start, end int64, err error) {
+	start, end, err = d.Disk.NextData(ctx, off)
+	return start, end, known(err)
 }
 
 func diskAttrs(d *repo.DiskManifest) []xattr {

@@ -139,7 +139,7 @@ func TestRepository(t *testing.T) {
 	var data int64
 	for off := int64(0); ; {
 		start, end, err := fileData(f, off, st.Size)
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			break
 		} else if err != nil {
 			t.Fatal(err)

@@ -161,7 +161,7 @@ func (t *tree) find(ctx context.Context, ino uint64) (node, error) {
 	}
 	files := o.files
 	if place >= placePartition {
-		if files, err = o.partitions(ctx, t.src.ID()); err != nil {
+		if files, err = o.partitions(ctx, t); err != nil {
 			return node{}, err
 		}
 	}
@@ -204,7 +204,7 @@ func (t *tree) child(ctx context.Context, dir node, name string) (node, error) {
 	case dir.mode&syscall.S_IFMT != syscall.S_IFDIR:
 		return node{}, syscall.ENOTDIR
 	case dir.opened != nil:
-		parts, err := dir.opened.partitions(ctx, t.src.ID())
+		parts, err := dir.opened.partitions(ctx, t)
 		if err != nil {
 			return node{}, err
 		}
