@@ -158,8 +158,23 @@ func showEvents(a *app.App, progress *ui.Progress, name string) func(backup.Even
 			last = e.Message
 			a.UI.Infof("%s: %s", name, e.Message)
 		}
-		progress.Set(name, e.Phase, e.Done, e.Total)
+		progress.Set(name, phaseText[e.Phase], e.Done, e.Total)
 	}
+}
+
+// phaseText is a phase of the engine for people.
+var phaseText = map[string]string{
+	backup.PhaseCheck:    "checking",
+	backup.PhaseCleanup:  "cleaning up after an earlier run",
+	backup.PhaseSnapshot: "making the snapshot",
+	backup.PhaseAudit:    "sampling",
+	backup.PhaseRead:     "reading",
+	backup.PhaseUpload:   "sending",
+	backup.PhaseCommit:   "committing",
+	backup.PhaseRemove:   "removing the snapshot",
+	backup.PhaseVerify:   "reading back",
+	backup.PhaseRegister: "registering",
+	backup.PhasePowerOn:  "starting",
 }
 
 func checkCompression(s string) error {

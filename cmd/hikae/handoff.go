@@ -72,6 +72,9 @@ func runMountBackground(ctx context.Context, a *app.App, o mountOptions, dir str
 		return err
 	}
 	if err := child.wait(ctx, log.Name()); err != nil {
+		if info, statErr := log.Stat(); statErr == nil && info.Size() == 0 {
+			_ = os.Remove(log.Name())
+		}
 		return err
 	}
 	a.UI.Infof("%s is mounted on %s, served by process %d (log: %s); next: hikae umount %s", place.Path, dir, child.cmd.Process.Pid, log.Name(), dir)

@@ -228,11 +228,7 @@ func (a *App) OpenRepository(ctx context.Context) (*repo.Repository, error) {
 
 // OpenRepositoryWith opens the repository at path with a passphrase at hand.
 func (a *App) OpenRepositoryWith(ctx context.Context, path string, pass []byte) (*repo.Repository, error) {
-	r, err := repo.Open(ctx, path, repo.Passphrase(pass), repo.Options{Clock: a.Clock, Logger: a.Logger(), Version: a.Version})
-	if err != nil {
-		return nil, fmt.Errorf("open repository %s: %w", path, err)
-	}
-	return r, nil
+	return repo.Open(ctx, path, repo.Passphrase(pass), repo.Options{Clock: a.Clock, Logger: a.Logger(), Version: a.Version})
 }
 
 // NeedsRepository complains before a passphrase is asked for when there is

@@ -64,11 +64,15 @@ passphrase_command = "pass second"
 		{"from the environment", Flags{}, map[string]string{"HIKAE_REPO": "main"}, main},
 		{"the flag wins", Flags{Repo: "second"}, map[string]string{"HIKAE_REPO": "main"}, second},
 		{
-			"the passphrase from the environment", Flags{Repo: "second"}, map[string]string{"HIKAE_PASSPHRASE_FILE": "/run/p"},
+			"the passphrase from the environment",
+			Flags{Repo: "second"},
+			map[string]string{"HIKAE_PASSPHRASE_FILE": "/run/p"},
 			config.Repository{Name: "second", Path: "/mnt/second", PassphraseFile: "/run/p"},
 		},
 		{
-			"the passphrase flag wins", Flags{Repo: "main", PassphraseFile: "/tmp/p"}, map[string]string{"HIKAE_PASSPHRASE_FILE": "/run/p"},
+			"the passphrase flag wins",
+			Flags{Repo: "main", PassphraseFile: "/tmp/p"},
+			map[string]string{"HIKAE_PASSPHRASE_FILE": "/run/p"},
 			config.Repository{Name: "main", Path: "/mnt/main", PassphraseFile: "/tmp/p"},
 		},
 	} {
