@@ -75,7 +75,7 @@ func TestCopy(t *testing.T) {
 
 func TestCopyGoesOn(t *testing.T) {
 	w := newRepo(t)
-	ref := w.importDisks(nil, image(t, 100*mib, 1, area0(0, 30*mib), area0(40*mib, 60*mib)), image(t, 20*mib, 2, area0(0, 20*mib))).Ref
+	ref := w.importDisks(nil, image(t, 50*mib, 1, area0(0, 15*mib), area0(20*mib, 30*mib)), image(t, 8*mib, 2, area0(0, 8*mib))).Ref
 	other := w.importDisks(nil, image(t, mib, 3)).Ref
 	dest := t.TempDir()
 	stop := errors.New("enough")
@@ -92,17 +92,17 @@ func TestCopyGoesOn(t *testing.T) {
 		}
 		return res
 	}
-	first := interrupted(20 * mib)
+	first := interrupted(10 * mib)
 	if _, err := Copy(t.Context(), CopyOptions{Generation: w.generation(other), Dest: dest}); !errors.Is(err, ErrRefused) || !strings.Contains(err.Error(), "unfinished copy of") {
 		t.Errorf("another generation's copy into the same folder: %v", err)
 	}
-	second := interrupted(70 * mib)
+	second := interrupted(35 * mib)
 	if second.BytesKept < first.BytesWritten-pieceSize || second.BytesKept == 0 {
 		t.Errorf("kept %d of %d bytes", second.BytesKept, first.BytesWritten)
 	}
 	res, err := Copy(t.Context(), CopyOptions{Generation: w.generation(ref), Dest: dest})
 	must(t, err)
-	if res.BytesWritten > 60*mib {
+	if res.BytesWritten > 30*mib {
 		t.Errorf("the last part wrote %d bytes", res.BytesWritten)
 	}
 	w.sameAsFolder(ref, dest)
@@ -111,11 +111,11 @@ func TestCopyGoesOn(t *testing.T) {
 // A part that is not what the state says it is starts again.
 func TestCopyDistrusts(t *testing.T) {
 	w := newRepo(t)
-	ref := w.importDisks(nil, image(t, 64*mib, 1, area0(0, 64*mib))).Ref
+	ref := w.importDisks(nil, image(t, 24*mib, 1, area0(0, 24*mib))).Ref
 	dest := t.TempDir()
 	ctx, cancel := context.WithCancel(t.Context())
 	_, err := Copy(ctx, CopyOptions{Generation: w.generation(ref), Dest: dest, Progress: func(e Event) {
-		if e.Done > 40*mib {
+		if e.Done > 14*mib {
 			cancel()
 		}
 	}})
@@ -128,7 +128,7 @@ func TestCopyDistrusts(t *testing.T) {
 	must(t, os.WriteFile(part, make([]byte, info.Size()), 0o600)) // all zeros: as after a crash that lost data
 	res, err := Copy(t.Context(), CopyOptions{Generation: w.generation(ref), Dest: dest})
 	must(t, err)
-	if res.BytesKept > mib || res.BytesWritten < 64*mib {
+	if res.BytesKept > mib || res.BytesWritten < 24*mib {
 		t.Errorf("%+v", res)
 	}
 	w.sameAsFolder(ref, dest)
@@ -154,23 +154,23 @@ func smallFS(t *testing.T, size string) string {
 
 func TestCopyWithoutRoom(t *testing.T) {
 	w := newRepo(t)
-	ref := w.importDisks(nil, image(t, 64*mib, 1, area0(0, 60*mib))).Ref
-	dest := smallFS(t, "50m")
+	ref := w.importDisks(nil, image(t, 32*mib, 1, area0(0, 30*mib))).Ref
+	dest := smallFS(t, "25m")
 	sub := filepath.Join(dest, "new")
 	_, err := Copy(t.Context(), CopyOptions{Generation: w.generation(ref), Dest: sub})
-	if !errors.Is(err, ErrNoRoom) || !strings.Contains(err.Error(), "60.0 MiB") || !strings.Contains(err.Error(), "50.0 MiB") {
+	if !errors.Is(err, ErrNoRoom) || !strings.Contains(err.Error(), "30.0 MiB") || !strings.Contains(err.Error(), "25.0 MiB") {
 		t.Errorf("%v", err)
 	}
 	if _, err := os.Stat(sub); !os.IsNotExist(err) {
 		t.Errorf("a folder was left behind: %v", err)
 	}
 	// Enough room at first, then somebody else takes it.
-	must(t, unix.Mount("tmpfs", dest, "tmpfs", unix.MS_REMOUNT, "size=70m"))
+	must(t, unix.Mount("tmpfs", dest, "tmpfs", unix.MS_REMOUNT, "size=36m"))
 	done := false
 	_, err = Copy(t.Context(), CopyOptions{Generation: w.generation(ref), Dest: dest, Progress: func(e Event) {
-		if e.Done > 20*mib && !done {
+		if e.Done > 12*mib && !done {
 			done = true
-			must(t, os.WriteFile(filepath.Join(dest, "ballast"), make([]byte, 25*mib), 0o600))
+			must(t, os.WriteFile(filepath.Join(dest, "ballast"), make([]byte, 12*mib), 0o600))
 		}
 	}})
 	if !errors.Is(err, ErrNoRoom) || !errors.Is(err, syscall.ENOSPC) || !strings.Contains(err.Error(), "goes on from there") {
@@ -179,7 +179,7 @@ func TestCopyWithoutRoom(t *testing.T) {
 	must(t, os.Remove(filepath.Join(dest, "ballast")))
 	res, err := Copy(t.Context(), CopyOptions{Generation: w.generation(ref), Dest: dest})
 	must(t, err)
-	if res.BytesKept < 30*mib {
+	if res.BytesKept < 12*mib {
 		t.Errorf("%+v", res)
 	}
 	w.sameAsFolder(ref, dest)
@@ -213,14 +213,14 @@ func TestCopyStateIsNotBelieved(t *testing.T) {
 
 // A repository that becomes full ends the run cleanly and hurts nothing.
 func TestRepositoryWithoutRoom(t *testing.T) {
-	dir := smallFS(t, "40m")
+	dir := smallFS(t, "24m")
 	w := newRepo(t)
 	w.dir = filepath.Join(dir, "repo")
 	must(t, repo.Init(t.Context(), w.dir, repo.InitOptions{Passphrase: passphrase, KDF: repo.KDF{Time: 1, MemoryKiB: 64, Threads: 1}}))
 	w.open()
-	raw := image(t, 20*mib, 1, area0(0, 8*mib))
+	raw := image(t, 8*mib, 1, area0(0, 4*mib))
 	first := w.importDisks(nil, raw)
-	_, err := Import(t.Context(), ImportOptions{Repo: w.repo, VM: imported, Disks: []string{image(t, 80*mib, 9, area0(0, 80*mib))}, Clock: w.now})
+	_, err := Import(t.Context(), ImportOptions{Repo: w.repo, VM: imported, Disks: []string{image(t, 40*mib, 9, area0(0, 40*mib))}, Clock: w.now})
 	if !errors.Is(err, syscall.ENOSPC) {
 		t.Fatalf("%v", err)
 	}

@@ -61,7 +61,7 @@ func child() {
 // right.
 func TestKilled(t *testing.T) {
 	w := newWorld(t, esxisim.Options{})
-	w.addVM("web01", tracked, image(t, 32*mib, 1, area0(0, 16*mib)), image(t, 8*mib, 2, area0(0, mib)))
+	w.addVM("web01", tracked, image(t, 16*mib, 1, area0(0, 8*mib)), image(t, 4*mib, 2, area0(0, mib)))
 	vm, err := w.host.VM(t.Context(), "web01")
 	must(t, err)
 	if _, err := w.host.CreateSnapshot(t.Context(), vm, "hikae-00000000deadbeef", "made by another machine", false); err != nil {
@@ -71,8 +71,8 @@ func TestKilled(t *testing.T) {
 	must(t, err)
 	left := 0
 	for i, phase := range []string{PhaseCheck, PhaseSnapshot, PhaseSnapshot, PhaseRead, PhaseRead, PhaseAudit, PhaseCommit, PhaseCommit, PhaseRemove, "end"} {
-		w.write(0, rand.Int64N(29)*mib, 3*mib, uint64(100+i))
-		w.write(1, rand.Int64N(7)*mib, 100000, uint64(200+i))
+		w.write(0, rand.Int64N(13)*mib, 3*mib, uint64(100+i))
+		w.write(1, rand.Int64N(3)*mib, 100000, uint64(200+i))
 		job, err := json.Marshal(childJob{
 			Address: w.sim.Address(), User: w.sim.User(), Password: w.sim.Password(), Thumbprint: w.sim.Thumbprint(),
 			Repo: w.dir, State: w.state, Time: w.now(),

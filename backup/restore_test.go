@@ -124,11 +124,11 @@ func TestRestoreRefusals(t *testing.T) {
 // Whatever goes wrong, what was made is removed, and nothing else.
 func TestRestoreUndone(t *testing.T) {
 	w := newWorld(t, esxisim.Options{})
-	w.addVM("web01", tracked, image(t, 40*mib, 1, area0(0, 30*mib)), image(t, 4*mib, 2, area0(0, mib)))
+	w.addVM("web01", tracked, image(t, 16*mib, 1, area0(0, 8*mib)), image(t, 2*mib, 2, area0(0, mib)))
 	ref := w.backup().Ref
 	for name, f := range map[string]esxisim.Fault{
 		"upload":   {Kind: esxisim.FaultDrop, Verb: "PUT", After: mib, Count: -1},
-		"space":    {Kind: esxisim.FaultSpace, Free: 200 * mib}, // passes the preflight, see below
+		"space":    {Kind: esxisim.FaultSpace}, // once the upload has begun
 		"register": {Kind: esxisim.FaultCall, Method: "RegisterVM_Task", Fault: "GenericVmConfigFault", InTask: true},
 		"verify":   {Kind: esxisim.FaultCall, Method: "CreateSnapshot_Task", Fault: "GenericVmConfigFault", InTask: true, Count: -1},
 	} {
@@ -141,7 +141,7 @@ func TestRestoreUndone(t *testing.T) {
 				}
 			}
 			if name == "space" {
-				f.Free = 10 * mib
+				f.Free = 6 * mib
 				done := false
 				o.Progress = func(e Event) {
 					if e.Phase == PhaseUpload && !done {
@@ -203,7 +203,7 @@ func TestRestoreUndone(t *testing.T) {
 // An upload that breaks in the middle, and a session that ends, are survived.
 func TestRestoreTrouble(t *testing.T) {
 	w := newWorld(t, esxisim.Options{})
-	w.addVM("web01", tracked, image(t, 24*mib, 1, area0(0, 20*mib)))
+	w.addVM("web01", tracked, image(t, 12*mib, 1, area0(0, 8*mib)))
 	ref := w.backup().Ref
 	for i, f := range []esxisim.Fault{
 		{Kind: esxisim.FaultDrop, Verb: "PUT", After: 5 * mib},

@@ -221,7 +221,7 @@ func TestRefusals(t *testing.T) {
 
 func TestConnectionTrouble(t *testing.T) {
 	w := newWorld(t, esxisim.Options{})
-	w.addVM("web01", tracked, image(t, 48*mib, 1, area0(0, 40*mib)))
+	w.addVM("web01", tracked, image(t, 16*mib, 1, area0(0, 14*mib)))
 	for _, f := range []esxisim.Fault{
 		{Kind: esxisim.FaultDrop, After: 300000, Count: 3, Verb: "GET", Path: "flat"},
 		{Kind: esxisim.FaultExpire},
@@ -306,7 +306,7 @@ func TestChain(t *testing.T) {
 // Ctrl-C at any moment leaves no snapshot and a sound repository.
 func TestCancelled(t *testing.T) {
 	w := newWorld(t, esxisim.Options{})
-	w.addVM("web01", tracked, image(t, 96*mib, 1, area0(0, 90*mib)))
+	w.addVM("web01", tracked, image(t, 32*mib, 1, area0(0, 30*mib)))
 	for _, phase := range []string{PhaseCheck, PhaseSnapshot, PhaseAudit, PhaseRead, PhaseCommit} {
 		t.Run(phase, func(t *testing.T) {
 			ctx, cancel := context.WithCancelCause(t.Context())
