@@ -302,6 +302,7 @@ func (w *waits) end(key string, stop chan struct{}) (ended bool) {
 func (h *Host) wait(w http.ResponseWriter, r *http.Request, m *simulator.Method, key string, text []byte) {
 	stop := h.waits.begin(key)
 	done := make(chan struct{})
+	var mu sync.Mutex // while a cancel is on its way this wait does not return: it would hit the next one
 	cookie := r.Header.Get("Cookie")
 	h.running.Go(func() {
 		select {
@@ -317,9 +318,17 @@ func (h *Host) wait(w http.ResponseWriter, r *http.Request, m *simulator.Method,
 			return
 		}
 		for { // the wait may be just about to begin
+			mu.Lock()
+			select {
+			case <-done:
+				mu.Unlock()
+				return
+			default:
+			}
 			req := httptest.NewRequest(http.MethodPost, vim25.Path, nil)
 			req.Header.Set("Cookie", cookie)
 			h.delegate(httptest.NewRecorder(), req, cancel)
+			mu.Unlock()
 			select {
 			case <-done:
 				return
@@ -329,7 +338,9 @@ func (h *Host) wait(w http.ResponseWriter, r *http.Request, m *simulator.Method,
 	})
 	rec := httptest.NewRecorder()
 	h.delegate(rec, r, text)
+	mu.Lock()
 	close(done)
+	mu.Unlock()
 	if h.waits.end(key, stop) {
 		h.terminate(key)
 		h.fail(w, notAuthenticated(m.This))

@@ -455,7 +455,7 @@ func TestRestart(t *testing.T) {
 // list while guests write.
 func TestManySessions(t *testing.T) {
 	h := start(t, Options{MaxInFlight: 64})
-	const vms, rounds = 3, 3
+	const vms, rounds = 3, 2
 	for i := range vms {
 		must(t, h.ImportVM(t.Context(), fmt.Sprintf("vm%d", i), []string{image(t, 4*mib, uint64(i))}, VMOptions{ChangeTracking: true, Thin: true, PowerOn: true}))
 	}

@@ -31,15 +31,17 @@ func (c *call) start(entity mo.Reference, name string, run func() (any, error)) 
 	t.Info.Name, t.Info.DescriptionId = c.name, kind+"."+op
 	t.Info.EventChainId = int32(n)
 	t.Info.Reason = &types.TaskReasonUser{UserName: h.o.User}
-	if e, ok := entity.(mo.Entity); ok {
-		t.Info.EntityName = e.Entity().Name
-	}
 	now := h.o.Clock()
 	t.Info.QueueTime, t.Info.StartTime, t.Info.State = now, &now, types.TaskInfoStateRunning
 	func() {
 		h.world.Lock()
 		defer h.world.Unlock()
-		c.ctx.WithLock(entity, func() { c.ctx.Map.Put(t) })
+		c.ctx.WithLock(entity, func() {
+			if e, ok := entity.(mo.Entity); ok {
+				t.Info.EntityName = e.Entity().Name
+			}
+			c.ctx.Map.Put(t)
+		})
 	}()
 	h.forgetTasks(t.Self)
 

@@ -14,10 +14,11 @@ import (
 	"time"
 
 	"hikae/backup/esxisim/internal/vdisk"
+	"hikae/backup/vmdk"
 	"hikae/backup/vmx"
 )
 
-const diskSize = 3 << 20
+const diskSize = 2 << 20
 
 func open(t *testing.T, dir string, o Options) *Host {
 	t.Helper()
@@ -83,9 +84,7 @@ func (w *walker) step() string {
 		}
 		p := make([]byte, 1+w.rng.IntN(90_000))
 		if w.rng.IntN(4) > 0 { // else zeros
-			for i := range p {
-				p[i] = byte(w.rng.Uint32())
-			}
+			rand.NewChaCha8([32]byte{byte(w.rng.Uint32()), byte(w.rng.Uint32())}).Read(p)
 		}
 		off := w.rng.IntN(len(w.now) - len(p) + 1)
 		w.must(w.vm.WriteAt(0, p, int64(off)))
@@ -235,16 +234,12 @@ func (w *walker) checkAreas(s *Snapshot, want frozen) {
 			continue
 		}
 		w.must(err)
-		covered := make([]bool, size/512)
-		for _, a := range areas {
-			for i := a.Offset / 512; i < a.End()/512; i++ {
-				covered[i] = true
+		off := int64(0)
+		for _, a := range append(areas, vmdk.Area{Offset: size}) {
+			if !bytes.Equal(old.data[off:a.Offset], want.data[off:a.Offset]) {
+				w.t.Fatalf("from snapshot %d to %d something from %d to %d changed untold", p, s.ID, off, a.Offset)
 			}
-		}
-		for i := range covered {
-			if !covered[i] && !bytes.Equal(old.data[i*512:i*512+512], want.data[i*512:i*512+512]) {
-				w.t.Fatalf("from snapshot %d to %d byte %d changed untold", p, s.ID, i*512)
-			}
+			off = a.End()
 		}
 	}
 }
@@ -252,7 +247,7 @@ func (w *walker) checkAreas(s *Snapshot, want frozen) {
 func uuid(changeID string) string { u, _, _ := strings.Cut(changeID, "/"); return u }
 
 func TestRandomWalk(t *testing.T) {
-	for seed := range uint64(6) {
+	for seed := range uint64(4) {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
 			w := &walker{t: t, rng: rand.New(rand.NewPCG(seed, 1)), dir: t.TempDir(), snaps: map[int]frozen{}}
 			w.o.VMFS = 5 + int(seed%2)
@@ -263,7 +258,7 @@ func TestRandomWalk(t *testing.T) {
 				}
 			}()
 			w.now = make([]byte, diskSize)
-			copy(w.now[1<<20:], bytes.Repeat([]byte("begin"), 100_000))
+			copy(w.now[1<<20:], bytes.Repeat([]byte("begin"), 50_000))
 			vm, err := w.h.Import(t.Context(), "vm", []string{rawImage(t, w.now)}, ImportOptions{ChangeTracking: true, Thin: true})
 			w.must(err)
 			w.vm = vm
@@ -273,7 +268,7 @@ func TestRandomWalk(t *testing.T) {
 					t.Log(strings.Join(log[max(0, len(log)-25):], "\n"))
 				}
 			}()
-			for range 120 {
+			for range 90 {
 				log = append(log, w.step())
 				w.check()
 			}
