@@ -28,9 +28,7 @@ func (h *Host) devices(x *vmx.File, disks []hv.DiskInfo) []types.BaseVirtualDevi
 		&types.VirtualMachineVideoCard{VirtualDevice: device(500, "Video card ", "Video card", pciKey, 0), VideoRamSizeInKB: 4096},
 		&types.VirtualMachineVMCIDevice{VirtualDevice: device(12000, "VMCI device", "Device on the virtual machine PCI bus", pciKey, 17)},
 	}
-	for _, c := range controllers(x, disks) {
-		list = append(list, c)
-	}
+	list = append(list, controllers(x, disks)...)
 	for i, d := range disks {
 		list = append(list, h.disk(i, d))
 	}

@@ -318,7 +318,6 @@ func (h *Host) Become(ctx context.Context, vm string, disk int, raw string) (wri
 	if err != nil {
 		return 0, fmt.Errorf("image %s: %w", filepath.Base(raw), err)
 	}
-	defer image.Close()
 	err = h.with(vm, func(vm *hv.VM) error { written, err = vm.Become(ctx, disk, image); return err })
-	return written, err
+	return written, errors.Join(err, image.Close())
 }

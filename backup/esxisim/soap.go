@@ -59,32 +59,33 @@ func (h *Host) asFault(err error) soapError {
 	}
 	name := h.hv.Path(e.Name)
 	file := types.FileFault{File: name}
-	switch e.Kind {
-	case hv.ErrNotFound:
+	is := func(kind error) bool { return errors.Is(err, kind) }
+	switch {
+	case is(hv.ErrNotFound):
 		return soapError{&types.FileNotFound{FileFault: file}, "File " + name + " was not found"}
-	case hv.ErrExists:
+	case is(hv.ErrExists):
 		return soapError{
 			&types.FileAlreadyExists{FileFault: file},
 			"Cannot complete the operation because the file or folder " + name + " already exists",
 		}
-	case hv.ErrGone:
+	case is(hv.ErrGone):
 		return soapError{&types.NotFound{}, "The object or item referred to could not be found."}
-	case hv.ErrRegistered:
+	case is(hv.ErrRegistered):
 		return soapError{&types.AlreadyExists{Name: e.Name}, "The specified key, name, or identifier '" + e.Name + "' already exists."}
-	case hv.ErrNoSpace:
+	case is(hv.ErrNoSpace):
 		return soapError{
 			&types.NoDiskSpace{FileFault: file, Datastore: h.hv.Datastore()},
 			"There is not enough space on the file system for the selected operation: " + e.Text,
 		}
-	case hv.ErrLocked:
+	case is(hv.ErrLocked):
 		return soapError{&types.FileLocked{FileFault: file}, "Unable to access file " + name + " since it is locked"}
-	case hv.ErrPower:
+	case is(hv.ErrPower):
 		return soapError{&types.InvalidPowerState{}, "The attempted operation cannot be performed in the current state: " + e.Text}
-	case hv.ErrUnsupported:
+	case is(hv.ErrUnsupported):
 		return soapError{&types.NotSupported{}, e.Text}
-	case hv.ErrPath:
+	case is(hv.ErrPath):
 		return soapError{&types.InvalidDatastorePath{DatastorePath: e.Name}, e.Text}
-	case hv.ErrTracking:
+	case is(hv.ErrTracking):
 		return soapError{&types.FileFault{File: name}, "Error caused by file " + name + ": " + e.Text}
 	}
 	return soapError{&types.InvalidArgument{InvalidProperty: e.Name}, "A specified parameter was not correct: " + e.Name + " (" + e.Text + ")"}

@@ -38,7 +38,7 @@ type control struct {
 // first, where nobody else can open it before its mode is set.
 func listenControl(h *esxisim.Host, path string) (*control, error) {
 	if c, err := net.Dial("unix", path); err == nil {
-		c.Close()
+		c.Close() //nolint:errcheck // it only knocked
 		return nil, fmt.Errorf("another simulated host listens on %s", path)
 	}
 	dir, err := os.MkdirTemp(filepath.Dir(path), ".c")
@@ -142,7 +142,7 @@ func (c *control) read(w http.ResponseWriter, r *http.Request) {
 	buf := make([]byte, frameHead+ioStep)
 	for off := int64(0); ; {
 		start, end, err := c.h.NextData(r.Context(), vm, disk, off)
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			break
 		}
 		n := min(end-start, ioStep)

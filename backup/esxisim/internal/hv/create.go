@@ -47,6 +47,9 @@ func checkName(name string) error {
 func (h *Host) importInto(ctx context.Context, name string, raws []string, o ImportOptions) (*VM, error) {
 	var disks []string
 	for i, raw := range raws {
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
 		base := name
 		if i > 0 {
 			base = fmt.Sprintf("%s_%d", name, i)

@@ -192,7 +192,7 @@ func (h *Host) receive(f *os.File, rel string, r io.Reader) error {
 			}
 		}
 		off += int64(n)
-		if rerr == io.EOF {
+		if errors.Is(rerr, io.EOF) {
 			return nil
 		}
 		if rerr != nil {

@@ -3,6 +3,7 @@ package hv
 import (
 	"bytes"
 	"context"
+	"errors"
 	"io"
 	"strconv"
 
@@ -93,7 +94,7 @@ func (vm *VM) room(v *vdisk.Disk, off, n int64) (bool, error) {
 		return false, nil // what of it the link has cannot be told from outside
 	}
 	start, end, err := v.NextData(context.Background(), off)
-	if err == io.EOF {
+	if errors.Is(err, io.EOF) {
 		return false, nil
 	}
 	return err == nil && start <= off && end >= off+n, err
@@ -135,7 +136,7 @@ func (vm *VM) Become(ctx context.Context, n int, image *vmdk.Image) (written int
 		}
 		// Where both have holes there is nothing to compare.
 		next, err := vm.nextEither(ctx, n, image, off)
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			break
 		}
 		if err != nil {
@@ -143,7 +144,7 @@ func (vm *VM) Become(ctx context.Context, n int, image *vmdk.Image) (written int
 		}
 		off = max(off, next/becomeStep*becomeStep)
 		step := min(becomeStep-off%becomeStep, size-off)
-		if _, err := image.ReadAt(want[:step], off); err != nil && err != io.EOF {
+		if _, err := image.ReadAt(want[:step], off); err != nil && !errors.Is(err, io.EOF) {
 			return written, err
 		}
 		err = vm.running(n, func(v *vdisk.Disk) error {
@@ -174,9 +175,9 @@ func (vm *VM) nextEither(ctx context.Context, n int, image *vmdk.Image, off int6
 	a, _, errA := image.NextData(ctx, off)
 	b, _, errB := vm.NextData(ctx, n, off)
 	switch {
-	case errA != nil && errA != io.EOF:
+	case errA != nil && !errors.Is(errA, io.EOF):
 		return 0, errA
-	case errB != nil && errB != io.EOF:
+	case errB != nil && !errors.Is(errB, io.EOF):
 		return 0, errB
 	case errA != nil && errB != nil:
 		return 0, io.EOF
