@@ -108,6 +108,7 @@ func initFS(ctx context.Context, fsys fsx.FS, dir string, o InitOptions) (err er
 	if _, err := keys.AddSlot(fsys, ring, secret, "", now, keys.Params(o.KDF)); err != nil {
 		return err
 	}
+	freeAfter(keys.Params(o.KDF))
 	// From here on it is a repository.
 	if err := fsx.WriteFile(fsys, tmpName("init", randomName()), configName, c.encode(ring)); err != nil {
 		return err

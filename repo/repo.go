@@ -121,11 +121,7 @@ func openFS(ctx context.Context, fsys fsx.FS, dir string, secret Secret, o Optio
 		return nil, err
 	}
 	ring, slot, err := keys.Unlock(fsys, c.id, secret)
-	if slot.Params.MemoryKiB > 16<<10 {
-		// The memory that Argon2id fills is not needed again: give it back
-		// rather than let the collector grow into it.
-		debug.FreeOSMemory()
-	}
+	freeAfter(slot.Params)
 	switch {
 	case errors.Is(err, keys.ErrWrongPassphrase):
 		return nil, fmt.Errorf("%s: %w: %w", dir, ErrWrongPassphrase, err)
@@ -178,6 +174,14 @@ func (r *Repository) Close() error {
 	r.box.Close()
 	r.codec.Close()
 	return err
+}
+
+// freeAfter gives the memory that Argon2id has filled back to the system, rather
+// than let the collector grow into it.
+func freeAfter(p keys.Params) {
+	if p.MemoryKiB == 0 || p.MemoryKiB > 16<<10 {
+		debug.FreeOSMemory()
+	}
 }
 
 // BlockSize is the size of a block in bytes.
