@@ -61,6 +61,11 @@ func (w *countedWriter) Write(p []byte) (int, error) {
 	return n, err
 }
 
+// ReadFrom copies in larger pieces than io.Copy would.
+func (w *countedWriter) ReadFrom(r io.Reader) (int64, error) {
+	return io.CopyBuffer(struct{ io.Writer }{w}, struct{ io.Reader }{r}, make([]byte, 256<<10))
+}
+
 // Unwrap lets http.ResponseController find what it needs.
 func (w *countedWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
 
