@@ -146,10 +146,18 @@ func (g *grains) prefetch(ctx context.Context, off, n int64) {
 	// More tables than the cache holds would push each other out.
 	last = min(last, first+int64(g.cache.limit)/2/(g.perTable*g.entry))
 	var want []span
+	var page []byte
+	var start int64
 	for i := first; i <= last; i++ {
-		at, err := g.table(ctx, i)
+		var err error
+		if i >= start+int64(len(page))/g.entry {
+			if page, start, err = g.directoryRun(ctx, i); err != nil {
+				return // next tells it, with its place
+			}
+		}
+		at, err := g.tableAt(g.entryOf(page, i-start))
 		if err != nil {
-			return // next tells it, with its place
+			return
 		}
 		if at != 0 {
 			want = append(want, span{at, g.perTable * g.entry})

@@ -42,7 +42,7 @@ func readImage(t *testing.T, i *Image) []byte {
 // TestQemuImages reads what qemu-img writes, in all its subformats, with sizes that end inside a grain.
 func TestQemuImages(t *testing.T) {
 	qemu := needQemu(t)
-	for _, size := range []int64{5<<20 + 3*512, 512, 70 << 20} {
+	for _, size := range []int64{5<<20 + 3*512, 512, 33 << 20} {
 		content := pattern(size)
 		dir := t.TempDir()
 		raw := filepath.Join(dir, "in.raw")
@@ -51,7 +51,7 @@ func TestQemuImages(t *testing.T) {
 			"monolithicSparse", "monolithicFlat", "twoGbMaxExtentSparse", "twoGbMaxExtentFlat", "streamOptimized",
 		} {
 			for _, zeroed := range []string{"off", "on"} {
-				if zeroed == "on" && (strings.HasSuffix(format, "Flat") || size > 10<<20) {
+				if zeroed == "on" && (strings.HasSuffix(format, "Flat") || size > 10<<20) || size > 10<<20 && strings.HasPrefix(format, "two") {
 					continue
 				}
 				options := "subformat=" + format
@@ -109,7 +109,7 @@ func TestQemuSnapshots(t *testing.T) {
 
 // streamOptimized writes a file as OVF tools do: in one pass, tables and directory behind the grains, their places in a footer.
 func streamOptimized(t testing.TB, content []byte, marker bool) []byte {
-	const grain = 128
+	const grain = 16
 	sectors := uint64(len(content)) / SectorSize
 	flags := uint32(hostedFlagLines | hostedFlagPacked)
 	if marker {
@@ -185,8 +185,8 @@ func streamOptimized(t testing.TB, content []byte, marker bool) []byte {
 
 // TestFooter: streamOptimized files with the directory in a footer, against qemu-img and against damage.
 func TestFooter(t *testing.T) {
-	content := pattern(70<<20 + 512)
-	clear(content[33<<20 : 66<<20]) // a table that is not there
+	content := pattern(11<<20 + 512)
+	clear(content[3<<20 : 9<<20]) // a table that is not there
 	dir := t.TempDir()
 	write := func(name string, p []byte) string {
 		path := filepath.Join(dir, name)
@@ -234,7 +234,7 @@ func TestFooter(t *testing.T) {
 	if _, err := i.ReadAt(make([]byte, 4096), start); !errors.Is(err, ErrFormat) {
 		t.Errorf("a flipped bit: %v", err)
 	}
-	if _, err := i.ReadAt(make([]byte, 4096), 68<<20); err != nil {
+	if _, err := i.ReadAt(make([]byte, 4096), 10<<20); err != nil {
 		t.Errorf("elsewhere: %v", err)
 	}
 	same(t, "qemu-img", convert(t, needQemu(t), path), content)
@@ -403,15 +403,15 @@ func TestLocalFile(t *testing.T) {
 	must(t, err)
 	defer f.Close()
 	rng := rand.New(rand.NewPCG(7, 7))
-	for range 60 {
+	for range 40 {
 		off := rng.IntN(size)
 		n := min(rng.IntN(100<<10), size-off)
 		fill(rng, model[off:off+n])
 		_, err := out.WriteAt(model[off:off+n], int64(off))
 		must(t, err)
-		for range 10 {
+		for range 5 {
 			off := rng.IntN(size)
-			p := bytes.Repeat([]byte{0xff}, rng.IntN(2<<20))
+			p := bytes.Repeat([]byte{0xff}, rng.IntN(1<<20))
 			want := model[off:min(off+len(p), size)]
 			n, err := f.ReadAt(p, int64(off))
 			if n != len(want) || (n < len(p)) != errors.Is(err, io.EOF) || !bytes.Equal(p[:n], want) {
