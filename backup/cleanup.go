@@ -77,6 +77,13 @@ func cleanEntry(ctx context.Context, host *esxi.Host, vms []esxi.VM, e *entry) (
 			}
 			removed = append(removed, vm.Name)
 		}
+		if vm.ID == e.VMID && vm.Invalid == "" {
+			// The snapshot may have gone without its links: when the datastore was
+			// full, or a file locked.
+			if err := host.Consolidate(ctx, vm); err != nil {
+				return removed, err
+			}
+		}
 	}
 	return removed, nil
 }

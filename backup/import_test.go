@@ -230,3 +230,15 @@ func TestReadChanged(t *testing.T) {
 		}
 	}
 }
+
+func FuzzReadChanged(f *testing.F) {
+	f.Add("start,length,kind\n0,65536,data\n# x\n131072,9223372036854775807,zero\r\n", int64(1<<20))
+	f.Add("1,2\n1,2,3,4\n-5,7", int64(0))
+	f.Fuzz(func(t *testing.T, text string, capacity int64) {
+		capacity = max(capacity, 0)
+		list, err := parseChanged(strings.NewReader(text), "list", capacity)
+		if err == nil && !isTidy(list, capacity) {
+			t.Fatalf("%q: %v on a disk of %d", text, list, capacity)
+		}
+	})
+}

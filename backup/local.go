@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"math"
 	"os"
@@ -31,8 +32,12 @@ func ReadChanged(file string, capacity int64) ([]vmdk.Area, error) {
 		return nil, err
 	}
 	defer f.Close()
+	return parseChanged(f, file, capacity)
+}
+
+func parseChanged(r io.Reader, file string, capacity int64) ([]area, error) {
 	var list []area
-	lines := bufio.NewScanner(f)
+	lines := bufio.NewScanner(r)
 	for n, first := 1, true; lines.Scan(); n++ {
 		text := strings.TrimSpace(lines.Text())
 		if text == "" || text[0] == '#' {

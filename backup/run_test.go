@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"hikae/backup/esxi"
 	"hikae/backup/esxisim"
 	"hikae/backup/vmdk"
 	"hikae/backup/vmx"
@@ -122,6 +123,17 @@ func TestScanWithoutTracking(t *testing.T) {
 	w.checkRepo()
 }
 
+// The free licence forbids snapshots: nothing is left, and the kind of error
+// comes through.
+func TestFreeLicence(t *testing.T) {
+	w := newWorld(t, esxisim.Options{Free: true})
+	w.addVM("web01", tracked, image(t, 8*mib, 1, area0(0, mib)))
+	if _, err := w.try(); !errors.Is(err, esxi.ErrRestricted) || errors.Is(err, ErrSnapshotLeft) {
+		t.Errorf("%v", err)
+	}
+	w.noSnapshots()
+}
+
 // The cost of an incremental run must be that of the changes, whatever the
 // disk's size.
 func TestSizeDoesNotMatter(t *testing.T) {
@@ -136,7 +148,7 @@ func TestSizeDoesNotMatter(t *testing.T) {
 		}
 		w.write(0, size/2, 2*mib, 99)
 		w.sim.ResetStats()
-		cost[i] = w.backup()
+		cost[i] = w.backup(func(o *Options) { o.Clock = nil })
 		wire[i] = w.sim.Stats().Folder.BytesOut
 		if cost[i].Mode != repo.ModeIncremental {
 			t.Errorf("%d bytes: %+v", size, cost[i])
@@ -147,7 +159,7 @@ func TestSizeDoesNotMatter(t *testing.T) {
 		w.sameAsGuest(cost[i].Ref)
 	}
 	t.Logf("8 GiB: %d changed, %d read, %d on the wire, %.2f s; 800 GiB: %d, %d, %d, %.2f s", cost[0].BytesChanged, cost[0].BytesRead,
-		wire[0], cost[0].Seconds, cost[1].BytesChanged, cost[1].BytesRead, wire[1], cost[1].Seconds)
+		wire[0], cost[0].Seconds, cost[1].BytesChanged, cost[1].BytesRead, wire[1], cost[1].Seconds) // for people; no test depends on it
 	// Tracking is coarser on larger disks, so the areas may be larger, but not
 	// with the disk.
 	if cost[1].BytesRead > 12*cost[0].BytesRead {
@@ -331,4 +343,48 @@ func TestCancelled(t *testing.T) {
 	}
 	w.sameAsGuest(w.backup().Ref)
 	w.checkRepo()
+}
+
+// Somebody who removes snapshots while they are read spoils what was read: it
+// must not become a generation.
+func TestSnapshotsRemovedMeanwhile(t *testing.T) {
+	for _, ours := range []bool{true, false} {
+		w := newWorld(t, esxisim.Options{})
+		w.addVM("web01", tracked, image(t, 16*mib, 1, area0(0, 8*mib)))
+		vm, err := w.host.VM(t.Context(), "web01")
+		must(t, err)
+		if _, err := w.host.CreateSnapshot(t.Context(), vm, "mine", "", false); err != nil {
+			t.Fatal(err)
+		}
+		w.write(0, 3*mib, 10000, 5)
+		first := w.backup()
+		w.write(0, 9*mib, 10000, 6)
+		done := false
+		res, err := w.try(func(o *Options) {
+			o.Progress = func(e Event) {
+				if e.Phase != PhaseRead || e.Done == 0 || done {
+					return
+				}
+				done = true
+				now, err := w.host.VM(t.Context(), "web01")
+				must(t, err)
+				for _, s := range now.Snapshots {
+					if strings.HasPrefix(s.Name, snapshotPrefix) == ours {
+						must(t, w.host.RemoveSnapshot(t.Context(), s.ID))
+					}
+				}
+			}
+		})
+		if !done || err == nil || res.Ref.Sequence != 0 {
+			t.Errorf("ours %v: %v %+v", ours, err, res)
+		}
+		t.Log(err)
+		w.noSnapshots()
+		latest, err := w.repo.Resolve(t.Context(), first.Ref.VM, "latest")
+		must(t, err)
+		if latest != first.Ref {
+			t.Errorf("the latest generation is %v", latest)
+		}
+		w.sameAsGuest(w.backup().Ref)
+	}
 }
