@@ -139,7 +139,7 @@ func (s *Session) publishManifest(ctx context.Context, m Manifest) (Ref, error) 
 		if err != nil {
 			return err
 		}
-		if err := fsx.WriteFile(r.fs, tmpName(s.id, path.Base(name)), name, b); err != nil {
+		if err := fsx.WriteFile(r.fs, tmpName(s.id, path.Base(name)+"-"+randomName()), name, b); err != nil {
 			return err
 		}
 		s.stored.Add(int64(len(b)))

@@ -136,9 +136,14 @@ func (r *Repository) Begin(ctx context.Context, o SessionOptions) (_ *Session, e
 	}
 	s.ctx, s.cancel = context.WithCancelCause(r.life)
 	s.reuse.init(r)
-	if err := s.reuse.loadCondemned(); err != nil {
-		return nil, err
-	}
+	defer func() {
+		if err != nil {
+			s.cancel(err)
+			if s.file != nil {
+				s.file.end()
+			}
+		}
+	}()
 	for _, dir := range []string{sessionsDir, tmpDir} {
 		// Copies of a repository may lack its empty directories.
 		if _, err := r.fs.Stat(dir); errors.Is(err, fs.ErrNotExist) {
@@ -152,9 +157,12 @@ func (r *Repository) Begin(ctx context.Context, o SessionOptions) (_ *Session, e
 		return nil, err
 	}
 	s.id = s.file.id
+	// Who condemns packs from now on sees that there is a session.
+	if err := s.reuse.loadCondemned(); err != nil {
+		return nil, err
+	}
 	if err := r.recover(ctx, s); err != nil {
 		if ctx.Err() != nil {
-			s.file.end()
 			return nil, err
 		}
 		// Nothing is lost but deduplication; the next session tries again.

@@ -652,6 +652,19 @@ func TestAppendOnly(t *testing.T) {
 		parent = openDisk(t, r, ref)
 		same(t, parent, content)
 	}
+	// Two VMs in one session: no name is used twice.
+	s, err := r.Begin(ctx, SessionOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"a", "b"} {
+		if _, err := backupIn(ctx, s, VMID{"h", name}, testClock(), content, nil, whole(content)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
 	clean(t, r)
 }
 
