@@ -229,9 +229,6 @@ func (h *Host) Close() error {
 		if h.hv != nil {
 			errs = append(errs, h.hv.Close())
 		}
-		if h.model != nil {
-			h.model.Remove()
-		}
 		h.closing = errors.Join(errs...)
 	})
 	return h.closing

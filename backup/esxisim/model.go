@@ -25,6 +25,7 @@ func (h *Host) makeModel() error {
 	if err := m.Create(); err != nil {
 		return err
 	}
+	m.Remove() // only its temporary directory, which a killed host would leave: our datastore has its own
 	m.Service.RegisterSDK(m.Map())
 	ctx := context.Background()
 	client, err := vim25.NewClient(ctx, m.Service)

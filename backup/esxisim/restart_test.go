@@ -13,6 +13,8 @@ import (
 	"github.com/vmware/govmomi/vim25/methods"
 	"github.com/vmware/govmomi/vim25/mo"
 	"github.com/vmware/govmomi/vim25/types"
+
+	"hikae/backup/esxisim/internal/hv"
 )
 
 func TestRestart(t *testing.T) {
@@ -126,4 +128,32 @@ func TestManySessions(t *testing.T) {
 			t.Errorf("left: %+v, %+v", info.Disks[0].Links, info.Snapshots)
 		}
 	}
+}
+
+// TestTwoHosts is for the race detector too: hosts in one process share
+// nothing, govmomi's templates of a host included.
+func TestTwoHosts(t *testing.T) {
+	var both sync.WaitGroup
+	for i := range 2 {
+		dir, raw := t.TempDir(), image(t, 4*mib, uint64(i))
+		both.Go(func() {
+			h, err := Start(t.Context(), Options{Dir: dir})
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			name := fmt.Sprintf("vm%d", i)
+			err = h.ImportVM(t.Context(), name, []string{raw}, VMOptions{PowerOn: true})
+			if err == nil {
+				_, err = h.hv.VMs()[0].CreateSnapshot(hv.SnapshotOptions{Name: "s"})
+			}
+			if names := h.VMs(); err != nil || len(names) != 1 || names[0] != name {
+				t.Error(names, err)
+			}
+			if err := h.Close(); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	both.Wait()
 }
