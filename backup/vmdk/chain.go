@@ -375,9 +375,6 @@ func (c *Chain) step(ctx context.Context, level int, off, n int64) (bool, int64,
 	return true, min(s.n, end-s.fileOff), nil
 }
 
-// Links is how many links the chain has.
-func (c *Chain) Links() int { return len(c.links) }
-
 // Held finds the first area at or after off that link i (0: the base) holds itself, whatever the links above and below
 // have there; zero says that it holds it as zeros. io.EOF: it holds nothing further. A flat link holds everything.
 func (c *Chain) Held(ctx context.Context, i int, off int64) (a Area, zeros bool, err error) {
