@@ -1,6 +1,8 @@
 # make build   both programs into bin/
 # make demo    the whole road once, on a simulated host
 # make test    formatting, linters, fuzzing, all tests with the race detector
+# make bench   speeds and sizes, as ratios to other tools; IMAGES="a.raw b.raw" measures
+#              given states of one disk, BENCH=--json prints objects
 # make tools   what the linters need, into .cache/tools
 # make clean   removes bin/ and .cache/
 
@@ -8,14 +10,14 @@ GO      ?= go
 TOOLS   := $(CURDIR)/.cache/tools
 # Version information comes from git; where git cannot be asked (a copy of the
 # tree, another owner) the build goes on without it.
-VCS     := $(shell git -C '$(CURDIR)' status >/dev/null 2>&1 || echo -buildvcs=false)
+VCS     := -buildvcs=$(shell git -C '$(CURDIR)' status >/dev/null 2>&1 && echo true || echo false)
 
 GOLANGCI_LINT_VERSION := v2.15.0
 GOFUMPT_VERSION       := v0.12.0
 
 export PATH := $(TOOLS):$(PATH)
 
-.PHONY: all build demo test lint fuzz tools clean
+.PHONY: all build demo test lint fuzz bench tools clean
 
 all: build
 
@@ -35,6 +37,10 @@ lint:
 
 fuzz:
 	@bash .ci/fuzz.sh
+
+bench: build
+	CGO_ENABLED=0 $(GO) build $(VCS) -trimpath -o bin/hikaebench ./cmd/hikaebench
+	@IMAGES='$(IMAGES)' bin/hikaebench $(BENCH)
 
 tools:
 	@mkdir -p '$(TOOLS)'
