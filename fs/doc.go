@@ -8,8 +8,10 @@
 //	        partitions/<disk>.img             a disk without a partition table
 //	<mountpoint>/<host>/<vm>/latest -> 2026-11-22T02-00-00Z
 //
-// Names of hosts and VMs are shown as they are; escapeName says what happens to
-// the few that cannot be names of files.
+// Names of hosts and VMs are shown as they are. What cannot be in a file's name
+// is written as a per cent sign and two hexadecimal digits, upper case: a slash
+// as %2F, a control character as %09, the names "." and ".." as %2E and %2E%2E; a
+// per cent sign that would read as one of these as %25.
 //
 // What is promised to readers:
 //
@@ -20,7 +22,8 @@
 //   - Contents never change, so the kernel keeps what it has read. New
 //     generations appear and forgotten ones go within two seconds. A file that
 //     is being read while its generation is forgotten gives right bytes or
-//     errors.
+//     errors. A VM without generations may stay as an empty folder for ten
+//     seconds.
 //   - Inode numbers are the same in every mount of a repository, and file
 //     handles given out by an NFS server stay valid when the server restarts.
 //   - Holes are holes: SEEK_DATA, SEEK_HOLE and st_blocks come from the disk's

@@ -305,6 +305,27 @@ func TestWithoutRoot(t *testing.T) {
 	m.must(order{Op: "wait"})
 }
 
+// Others may read only when they were let in, and then only what the modes say.
+func TestOtherUsers(t *testing.T) {
+	needRoot(t)
+	needTools(t, "setpriv")
+	for _, c := range []struct {
+		others bool
+		umask  uint32
+		want   bool
+	}{{false, 0, false}, {true, 0, true}, {true, 0o077, false}} {
+		m := start(t)
+		if err := os.Chmod(m.dir, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		m.must(order{Op: "mount", Dir: m.dir, Repo: t.TempDir(), Gens: oneVM(), Others: c.others, Umask: c.umask})
+		out, err := exec.Command("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "cat", m.path("esx1/web01/latest/web01.vmx")).Output()
+		if got := err == nil && string(out) == "a = 2\n"; got != c.want {
+			t.Errorf("%+v: %q, %v", c, out, err)
+		}
+	}
+}
+
 // Many open files and readers at once: memory has to stay where it was, and so
 // have the goroutines.
 func TestMemoryDoesNotGrowWithOpenFiles(t *testing.T) {

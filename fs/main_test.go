@@ -43,7 +43,7 @@ func TestMain(m *testing.M) {
 		code = 1
 	}
 	for _, mi := range all {
-		if mi.kind == fsType && strings.HasPrefix(mi.dir, os.TempDir()) && strings.Contains(mi.dir, "hikae-fs-test") {
+		if mi.kind == fsType && strings.Contains(mi.dir, mountPrefix()) {
 			fmt.Fprintln(os.Stderr, "left mounted:", mi.dir)
 			unix.Unmount(mi.dir, unix.MNT_DETACH)
 			code = 1
@@ -176,11 +176,14 @@ func (l *lockedLog) String() string {
 	return l.b.String()
 }
 
+// mountPrefix tells this process's mounts from those of another test run.
+func mountPrefix() string { return fmt.Sprintf("hikae-fs-test-%d-", os.Getpid()) }
+
 // mountDir makes a directory to mount on. It is not in t.TempDir, whose removal
 // would walk into a mount that a failed test left behind.
 func mountDir(t testing.TB) string {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "hikae-fs-test")
+	dir, err := os.MkdirTemp("", mountPrefix())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"math/rand/v2"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -224,118 +223,6 @@ func TestShelfIsBounded(t *testing.T) {
 	}
 }
 
-// The detector must find every reader's place, whatever order the kernel's own
-// reading ahead comes in, and leave random readers alone.
-func TestStreams(t *testing.T) {
-	now := testTime(1)
-	newPace := func() *pace { return &pace{budget: 64 << 20, now: func() time.Time { return now }} }
-	const size = 1 << 30
-	t.Run("sequential", func(t *testing.T) {
-		var st streams
-		p := newPace()
-		covered, late := int64(0), 0
-		for off := int64(0); off < 256<<20; off += 128 << 10 {
-			from, to := st.note(off, 128<<10, size, p)
-			if to > from {
-				if covered > 0 && from != covered {
-					t.Fatalf("fetches %d to %d after %d", from, to, covered)
-				}
-				covered = to
-			}
-			if off > 1<<20 && covered < off+256<<10 {
-				late++
-			}
-			if covered-off > maxWindow+2<<20 {
-				t.Fatalf("%d ahead", covered-off)
-			}
-		}
-		if late > 0 {
-			t.Errorf("%d reads were not fetched ahead", late)
-		}
-		if covered-256<<20 < maxWindow/2 {
-			t.Errorf("window has not grown: %d", covered-256<<20)
-		}
-	})
-	t.Run("out of order", func(t *testing.T) {
-		var st streams
-		p := newPace()
-		rng := rand.New(rand.NewPCG(1, 2))
-		var fetched int64
-		st.note(0, 4096, size, p)
-		st.note(4096, 128<<10-4096, size, p)
-		for base := int64(128 << 10); base < 64<<20; base += 512 << 10 {
-			for _, i := range rng.Perm(4) {
-				from, to := st.note(base+int64(i)*128<<10, 128<<10, size, p)
-				fetched += to - from
-			}
-		}
-		if fetched < 64<<20 || fetched > 64<<20+2*maxWindow {
-			t.Errorf("fetched %d for 64 MiB", fetched)
-		}
-	})
-	t.Run("random", func(t *testing.T) {
-		var st streams
-		p := newPace()
-		rng := rand.New(rand.NewPCG(1, 2))
-		var fetched int64
-		for range 10000 {
-			from, to := st.note(rng.Int64N(size/4096)*4096, 4096, size, p)
-			fetched += to - from
-		}
-		if fetched > 8<<20 {
-			t.Errorf("fetched %d for 40 MB of random reads", fetched)
-		}
-	})
-	t.Run("three at once", func(t *testing.T) {
-		var st streams
-		p := newPace()
-		var fetched [3]int64
-		for i := range int64(200) {
-			for r := range 3 {
-				from, to := st.note(int64(r)*(300<<20)+i*128<<10, 128<<10, size, p)
-				fetched[r] += to - from
-			}
-		}
-		for r, n := range fetched {
-			if n < 25<<20 {
-				t.Errorf("reader %d: %d", r, n)
-			}
-		}
-	})
-	t.Run("end of the file", func(t *testing.T) {
-		var st streams
-		p := newPace()
-		for off := int64(0); off < 3<<20; off += 128 << 10 {
-			if from, to := st.note(off, 128<<10, 3<<20, p); to > 3<<20 || from > to {
-				t.Fatalf("fetches %d to %d of %d", from, to, 3<<20)
-			}
-		}
-	})
-}
-
-func TestPaceDividesTheBudget(t *testing.T) {
-	now := testTime(1)
-	p := &pace{budget: 32 << 20, now: func() time.Time { return now }}
-	var s [16]stream
-	if got := p.limit(&s[0]); got != maxWindow {
-		t.Errorf("one stream: %d", got)
-	}
-	for i := range s {
-		p.limit(&s[i])
-	}
-	if got := p.limit(&s[0]); got != 2<<20 {
-		t.Errorf("sixteen streams: %d", got)
-	}
-	now = now.Add(time.Second)
-	if got := p.limit(&s[0]); got != 2<<20 {
-		t.Errorf("a second later, all of them counted still: %d", got)
-	}
-	now = now.Add(time.Second)
-	if got := p.limit(&s[0]); got != maxWindow {
-		t.Errorf("when the others are idle: %d", got)
-	}
-}
-
 func TestPatience(t *testing.T) {
 	p := &patience{base: context.Background(), timeout: 50 * time.Millisecond, grace: 20 * time.Millisecond, places: make(chan struct{}, 2)}
 	release := make(chan struct{})
@@ -430,74 +317,6 @@ func TestBuffersAreReturned(t *testing.T) {
 	}
 }
 
-// A walk to the next hole of a long stretch of data happens once, not for every
-// question.
-func TestSeekRemembers(t *testing.T) {
-	src := &fakeSource{gens: []fakeGeneration{{Host: "h", VM: "v", Sequence: 1, Time: testTime(1), Disks: []fakeDiskSpec{{Name: "d", Size: 1 << 30, Seed: 1, Density: 256}}}}}
-	tr, _ := testTree(t, src, Options{})
-	n, err := tr.walk("h/v/latest/d-flat.vmdk")
-	if err != nil {
-		t.Fatal(err)
-	}
-	for off := int64(0); off < 1<<30; off += 2 << 20 {
-		if got, err := n.content.seek(context.Background(), off, seekHole); got != 1<<30 || err != nil {
-			t.Fatal(got, err)
-		}
-		if got, err := n.content.seek(context.Background(), off, seekData); got != off || err != nil {
-			t.Fatal(got, err)
-		}
-	}
-	if steps := n.content.disk.disk.(*fakeDisk).steps.Load(); steps > 8192+10 {
-		t.Errorf("%d steps over 8192 blocks", steps)
-	}
-}
-
-func TestSeekAgainstModel(t *testing.T) {
-	rapid.Check(t, func(t *rapid.T) {
-		spec := fakeDiskSpec{Size: rapid.Int64Range(1, 40*fakeBlock).Draw(t, "size"), Seed: rapid.Uint64().Draw(t, "seed"), Density: rapid.IntRange(1, 255).Draw(t, "density")}
-		d := &shownDisk{disk: &fakeDisk{spec: spec, src: &fakeSource{}}, gen: &genDir{}, asking: newShared(context.Background())}
-		d.stored = d.disk.(*fakeDisk).stored()
-		base := rapid.Int64Range(0, spec.Size-1).Draw(t, "base")
-		c := &content{disk: d, base: base, size: rapid.Int64Range(1, spec.Size-base).Draw(t, "window"), stored: -1}
-		model := func(off int64, data bool) int64 {
-			for ; off < c.size; off++ {
-				if spec.isData((c.base+off)/fakeBlock) == data {
-					return off
-				}
-			}
-			if data {
-				return -1
-			}
-			return c.size
-		}
-		for range 20 {
-			off := rapid.Int64Range(0, c.size-1).Draw(t, "off")
-			for whence, data := range map[uint32]bool{seekData: true, seekHole: false} {
-				got, err := c.seek(context.Background(), off, whence)
-				if errors.Is(err, unix.ENXIO) {
-					got = -1
-				} else if err != nil {
-					t.Fatal(err)
-				}
-				if want := model(off, data); got != want {
-					t.Fatalf("whence %d from %d: got %d, want %d", whence, off, got, want)
-				}
-			}
-		}
-		var want int64
-		for off := c.base; off < c.base+c.size; {
-			end := min((off/fakeBlock+1)*fakeBlock, c.base+c.size)
-			if spec.isData(off / fakeBlock) {
-				want += end - off
-			}
-			off = end
-		}
-		if got, err := c.countStored(context.Background()); got != want || err != nil {
-			t.Fatalf("%d bytes stored, %v; want %d", got, err, want)
-		}
-	})
-}
-
 func TestErrnos(t *testing.T) {
 	for want, errs := range map[unix.Errno][]error{
 		0:           {nil},
@@ -540,43 +359,5 @@ func TestComplaintsAreRare(t *testing.T) {
 	}
 	if len(c.seen) > maxComplaints {
 		t.Errorf("%d complaints remembered", len(c.seen))
-	}
-}
-
-func TestDamagedPartitionTableHidesOnlyItself(t *testing.T) {
-	gens := []fakeGeneration{{Host: "h", VM: "v", Sequence: 1, Time: testTime(1), Disks: []fakeDiskSpec{
-		{Name: "a", Size: 1 << 20, Density: 256},
-		{Name: "b", Size: 1 << 20, Density: 256, Bad: 1},
-		{Name: "c", Size: 1 << 20, Density: 256},
-	}}}
-	src := &fakeSource{gens: gens}
-	tr, _ := testTree(t, src, Options{})
-	var got []string
-	l, errno := tr.readList(nil, inoInGeneration(1, placePartitions))
-	if errno != 0 {
-		t.Fatal(errno)
-	}
-	for _, c := range l.files {
-		got = append(got, c.name)
-	}
-	if s := strings.Join(got, " "); s != "a.img c.img" {
-		t.Errorf("shown: %s", s)
-	}
-	if _, err := tr.walk("h/v/latest/partitions/b.img"); !errors.Is(err, errGone) {
-		t.Errorf("the damaged one: %v", err)
-	}
-	// storage that fails for a moment is another matter: what would be left out
-	// now would be missing for ever
-	tr, _ = testTree(t, src, Options{})
-	if _, err := tr.walk("h/v/latest/a-flat.vmdk"); err != nil {
-		t.Fatal(err)
-	}
-	src.refused.Store(true)
-	if _, errno := tr.readList(nil, inoInGeneration(1, placePartitions)); errno != unix.EIO {
-		t.Errorf("with failing storage: %v", errno)
-	}
-	src.refused.Store(false)
-	if l, errno := tr.readList(nil, inoInGeneration(1, placePartitions)); errno != 0 || len(l.files) != 2 {
-		t.Errorf("when it works again: %v", errno)
 	}
 }

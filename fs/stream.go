@@ -12,6 +12,7 @@ import (
 const (
 	minWindow   = 512 << 10
 	maxWindow   = 16 << 20
+	maxStep     = 8 << 20 // the most a repository fetches at a time
 	streamSlack = 1 << 20 // the kernel's own reading ahead comes several requests at a time, in any order
 	streamsEach = 4       // per open file: an NFS server or a loop device reads for many through one
 )
@@ -69,7 +70,7 @@ func (st *streams) note(off, n, size int64, pace *pace) (from, to int64) {
 		return 0, 0
 	}
 	from = max(s.edge, s.next)
-	to = min(s.next+s.window, size)
+	to = min(s.next+s.window, from+maxStep, size)
 	s.edge = max(s.edge, to)
 	s.window = min(2*s.window, limit)
 	return from, max(from, to)
