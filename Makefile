@@ -3,7 +3,7 @@
 # make test    formatting, linters, fuzzing, all tests with the race detector
 # make bench   speeds and sizes, as ratios to other tools; IMAGES="a.raw b.raw" measures
 #              given states of one disk, BENCH=--json prints objects
-# make tools   what the linters need, into .cache/tools
+# make tools   the linters and govc, into .cache/tools
 # make clean   removes bin/ and .cache/
 
 GO      ?= go
@@ -14,6 +14,8 @@ VCS     := -buildvcs=$(shell git -C '$(CURDIR)' status >/dev/null 2>&1 && echo t
 
 GOLANGCI_LINT_VERSION := v2.15.0
 GOFUMPT_VERSION       := v0.12.0
+# The newest that exists as a module of its own; a judge of the simulated host.
+GOVC_VERSION          := v0.30.4
 
 export PATH := $(TOOLS):$(PATH)
 
@@ -46,6 +48,7 @@ tools:
 	@mkdir -p '$(TOOLS)'
 	GOBIN='$(TOOLS)' $(GO) install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(GOLANGCI_LINT_VERSION)
 	GOBIN='$(TOOLS)' $(GO) install mvdan.cc/gofumpt@$(GOFUMPT_VERSION)
+	GOBIN='$(TOOLS)' $(GO) install github.com/vmware/govmomi/govc@$(GOVC_VERSION)
 
 clean:
 	rm -rf bin .cache
