@@ -110,7 +110,7 @@ func storedVMs(a *app.App, word string) []string {
 // withQuietRepository opens the repository when that needs nobody's help.
 func withQuietRepository(a *app.App, f func(context.Context, *repo.Repository)) {
 	place, err := a.Repository()
-	if err != nil || place.PassphraseFile == "" {
+	if err != nil || place.PassphraseFile == "" && place.KeyFile == "" {
 		return
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), completionTime)

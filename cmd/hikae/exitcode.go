@@ -68,6 +68,7 @@ var kinds = []struct {
 	{app.ErrNoRepository, exitUsage, ""},
 	{app.ErrNoPassphrase, exitPassphrase, ""},
 	{repo.ErrWrongPassphrase, exitPassphrase, "give the passphrase this repository was made with (--passphrase-file FILE)"},
+	{repo.ErrSecret, exitPassphrase, ""},
 	{app.ErrNoHost, exitNotFound, "hikae host list, or hikae host add NAME --address ADDRESS --user USER --password-file FILE"},
 	{repo.ErrNotRepository, exitNotFound, "hikae init --repo DIR makes a new repository; a share that should be mounted there may not be"},
 	{errProblems, exitDamaged, ""},

@@ -49,11 +49,11 @@ func runMountBackground(ctx context.Context, a *app.App, o mountOptions, dir str
 	if err := app.NeedsRepository(place.Path); err != nil {
 		return err
 	}
-	pass, err := a.Passphrase(ctx, place, false)
+	key, err := a.Key(ctx, place)
 	if err != nil {
 		return err
 	}
-	defer clear(pass)
+	defer key.Wipe()
 	log, err := mountLog(a, dir)
 	if err != nil {
 		return err
@@ -67,7 +67,7 @@ func runMountBackground(ctx context.Context, a *app.App, o mountOptions, dir str
 	if a.Flags.Verbose {
 		args = append(args, "--verbose")
 	}
-	child, err := startChild(append(args, "--", dir), pass, log)
+	child, err := startChild(append(args, "--", dir), key, log)
 	if err != nil {
 		return err
 	}
@@ -86,7 +86,7 @@ type child struct {
 	report *os.File
 }
 
-func startChild(args []string, pass []byte, log *os.File) (*child, error) {
+func startChild(args []string, key app.Key, log *os.File) (*child, error) {
 	fail := func(err error) (*child, error) { return nil, fmt.Errorf("go to the background: %w", err) }
 	self, err := os.Executable()
 	if err != nil {
@@ -114,7 +114,9 @@ func startChild(args []string, pass []byte, log *os.File) (*child, error) {
 	}
 	// A passphrase (64 KiB at most) fits into the pipe, so this cannot block for
 	// long whatever the child does.
-	if _, err := secretW.Write(pass); err != nil {
+	encoded := key.Encode()
+	defer clear(encoded)
+	if _, err := secretW.Write(encoded); err != nil {
 		_ = cmd.Process.Kill()
 		reportR.Close()
 		return fail(err)
@@ -165,16 +167,20 @@ func serveMountHandedOver(ctx context.Context, a *app.App, o mountOptions, dir s
 		}
 	}
 	err := func() error {
-		pass, err := io.ReadAll(io.LimitReader(secret, 1<<20))
+		encoded, err := io.ReadAll(io.LimitReader(secret, 1<<20))
 		_ = secret.Close()
 		if err != nil {
 			return fmt.Errorf("passphrase pipe: %w", err)
+		}
+		key, err := app.DecodeKey(encoded)
+		if err != nil {
+			return err
 		}
 		place, err := a.Repository()
 		if err != nil {
 			return err
 		}
-		return serveMount(ctx, a, o, dir, place.Path, pass, func() {
+		return serveMount(ctx, a, o, dir, place.Path, key, func() {
 			// Hold on to no directory that others may want to unmount.
 			_ = os.Chdir("/")
 			answer(handoffAnswer{})

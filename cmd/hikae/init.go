@@ -24,7 +24,8 @@ func newInit(a *app.App) *cobra.Command {
 		Long: `Makes a new repository in a directory that does not exist yet or is empty.
 
 The passphrase comes from --passphrase-file, or is asked for twice. It is the
-only key: whoever loses it loses every copy in the repository.` +
+only key: whoever loses it loses every copy in the repository. hikae key add
+--recovery makes a second one to print and put away.` +
 			exitCodes(exitPassphrase, exitNoRoom),
 		Example: "  hikae init --repo /mnt/nas/hikae --passphrase-file /etc/hikae/passphrase",
 		Args:    cobra.NoArgs,
@@ -47,7 +48,10 @@ func runInit(ctx context.Context, a *app.App, o initOptions) error {
 	if app.NeedsRepository(place.Path) == nil {
 		return fmt.Errorf("there is a repository in %s already: %w", place.Path, repo.ErrExists)
 	}
-	pass, err := a.Passphrase(ctx, place, true)
+	if a.Flags.KeyFile != "" {
+		return app.Usagef("a new repository begins with a passphrase; add the key file afterwards: hikae key add --new-key-file FILE")
+	}
+	pass, err := a.NewPassphrase(ctx, place)
 	if err != nil {
 		return err
 	}
@@ -56,7 +60,7 @@ func runInit(ctx context.Context, a *app.App, o initOptions) error {
 		return fmt.Errorf("make a repository in %s: %w", place.Path, err)
 	}
 	// Opening it proves that what was written can be read with this passphrase.
-	r, err := a.OpenRepositoryWith(ctx, place.Path, pass)
+	r, _, err := a.OpenRepositoryWith(ctx, place.Path, app.Key{Text: pass})
 	if err != nil {
 		return err
 	}

@@ -70,21 +70,21 @@ func runMountForeground(ctx context.Context, a *app.App, o mountOptions, dir str
 	if err := app.NeedsRepository(place.Path); err != nil {
 		return err
 	}
-	pass, err := a.Passphrase(ctx, place, false)
+	key, err := a.Key(ctx, place)
 	if err != nil {
 		return err
 	}
-	return serveMount(ctx, a, o, dir, place.Path, pass, func() {
+	return serveMount(ctx, a, o, dir, place.Path, key, func() {
 		a.UI.Infof("%s is mounted on %s; Ctrl-C ends it", place.Path, dir)
 	})
 }
 
 // serveMount mounts, tells by ready, and serves until the mount is taken away
-// or ctx ends. It clears the passphrase.
-func serveMount(ctx context.Context, a *app.App, o mountOptions, dir, path string, pass []byte, ready func()) error {
+// or ctx ends. It clears the key.
+func serveMount(ctx context.Context, a *app.App, o mountOptions, dir, path string, key app.Key, ready func()) error {
 	a.Stopping("unmounting " + dir)
-	r, err := a.OpenRepositoryWith(ctx, path, pass)
-	clear(pass)
+	r, _, err := a.OpenRepositoryWith(ctx, path, key)
+	key.Wipe()
 	if err != nil {
 		return err
 	}

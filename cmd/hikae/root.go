@@ -46,6 +46,7 @@ latest.`,
 	f := root.PersistentFlags()
 	f.StringVar(&a.Flags.Repo, "repo", "", "the repository: a directory, or a name from the configuration (HIKAE_REPO)")
 	f.StringVar(&a.Flags.PassphraseFile, "passphrase-file", "", "file with the repository's passphrase (HIKAE_PASSPHRASE_FILE)")
+	f.StringVar(&a.Flags.KeyFile, "key-file", "", "key file that opens the repository instead of a passphrase (HIKAE_KEY_FILE)")
 	f.StringVar(&a.Flags.Config, "config", "", "configuration file (default ~/.config/hikae/hikae.toml, then /etc/hikae/hikae.toml)")
 	f.StringVar(&a.Flags.State, "state", "", "directory for what hikae remembers between runs (default ~/.local/state/hikae, as root /var/lib/hikae)")
 	f.BoolVarP(&a.UI.Quiet, "quiet", "q", false, "no progress and no messages, only warnings and errors")
@@ -57,7 +58,7 @@ latest.`,
 			root.AddCommand(c)
 		}
 	}
-	add(groupSetup, newInit(a), newHost(a), newVMs(a), newVersion(a))
+	add(groupSetup, newInit(a), newKey(a), newHost(a), newVMs(a), newVersion(a))
 	add(groupBackup, newBackup(a), newImport(a))
 	add(groupLook, newGenerations(a), newShow(a), newCheck(a))
 	add(groupBack, newMount(a), newUmount(a), newCopy(a), newRestore(a))
@@ -104,7 +105,8 @@ The configuration is ~/.config/hikae/hikae.toml, or when there is none
   [[repository]]
   name = "main"
   path = "/mnt/nas/hikae"
-  passphrase_file = "/etc/hikae/passphrase"      # or passphrase_command = "…"
+  passphrase_file = "/etc/hikae/passphrase"      # or passphrase_command = "…",
+                                                 # or key_file = "…"
 
   [[host]]
   name = "esx1"
@@ -123,6 +125,7 @@ Flags come first, then the environment, then the file:
 
   HIKAE_REPO              the repository, as --repo
   HIKAE_PASSPHRASE_FILE   file with its passphrase, as --passphrase-file
+  HIKAE_KEY_FILE          its key file, as --key-file
   XDG_CONFIG_HOME         instead of ~/.config
   XDG_STATE_HOME          instead of ~/.local/state`),
 		},

@@ -431,6 +431,15 @@ func lockKeys(fsys fsx.FS) (io.Closer, error) {
 	if err != nil {
 		return nil, fmt.Errorf("lock the key slots: %w", err)
 	}
+	// Only who holds the lock makes such files: those that are there were left
+	// behind. What cannot be removed does no harm.
+	if list, err := fsys.ReadDir("tmp"); err == nil {
+		for _, e := range list {
+			if strings.HasPrefix(e.Name(), "key-") {
+				_ = fsys.Remove(path.Join("tmp", e.Name()))
+			}
+		}
+	}
 	return l, nil
 }
 

@@ -52,6 +52,7 @@ func (e *usageError) Is(target error) bool { return target == ErrUsage }
 type Flags struct {
 	Repo           string
 	PassphraseFile string
+	KeyFile        string
 	Config         string
 	State          string
 	Verbose        bool
@@ -159,12 +160,17 @@ func (a *App) Repository() (config.Repository, error) {
 	if r.Path, err = filepath.Abs(r.Path); err != nil {
 		return config.Repository{}, fmt.Errorf("repository: %w", err)
 	}
-	file := a.Flags.PassphraseFile
-	if file == "" {
-		file = a.Getenv("HIKAE_PASSPHRASE_FILE")
+	pass, key := a.Flags.PassphraseFile, a.Flags.KeyFile
+	from := "--passphrase-file and --key-file"
+	if pass == "" && key == "" {
+		pass, key = a.Getenv("HIKAE_PASSPHRASE_FILE"), a.Getenv("HIKAE_KEY_FILE")
+		from = "HIKAE_PASSPHRASE_FILE and HIKAE_KEY_FILE"
 	}
-	if file != "" {
-		r.PassphraseFile, r.PassphraseCommand = file, ""
+	switch {
+	case pass != "" && key != "":
+		return config.Repository{}, Usagef("%s are both given: keep one", from)
+	case pass != "" || key != "":
+		r.PassphraseFile, r.PassphraseCommand, r.KeyFile = pass, "", key
 	}
 	return r, nil
 }
@@ -218,17 +224,13 @@ func (a *App) OpenRepository(ctx context.Context) (*repo.Repository, error) {
 	if err := NeedsRepository(place.Path); err != nil {
 		return nil, err
 	}
-	pass, err := a.Passphrase(ctx, place, false)
+	key, err := a.Key(ctx, place)
 	if err != nil {
 		return nil, err
 	}
-	defer clear(pass)
-	return a.OpenRepositoryWith(ctx, place.Path, pass)
-}
-
-// OpenRepositoryWith opens the repository at path with a passphrase at hand.
-func (a *App) OpenRepositoryWith(ctx context.Context, path string, pass []byte) (*repo.Repository, error) {
-	return repo.Open(ctx, path, repo.Passphrase(pass), repo.Options{Clock: a.Clock, Logger: a.Logger(), Version: a.Version})
+	defer key.Wipe()
+	r, _, err := a.OpenRepositoryWith(ctx, place.Path, key)
+	return r, err
 }
 
 // NeedsRepository complains before a passphrase is asked for when there is

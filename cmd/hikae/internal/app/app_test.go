@@ -114,7 +114,7 @@ func TestPassphraseOfACommandThatIsStopped(t *testing.T) {
 	a, _ := newApp(t, nil)
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if p, err := a.Passphrase(ctx, config.Repository{PassphraseCommand: "echo late"}, false); err == nil {
+	if p, err := a.Passphrase(ctx, config.Repository{PassphraseCommand: "echo late"}); err == nil {
 		t.Errorf("got %q", p)
 	}
 }

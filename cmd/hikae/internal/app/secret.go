@@ -19,18 +19,51 @@ import (
 const maxSecret = 64 << 10
 
 // Passphrase gets the passphrase of a repository: from its file, its command or
-// the terminal; there twice when it is a new one. The caller clears it.
-func (a *App) Passphrase(ctx context.Context, place config.Repository, fresh bool) ([]byte, error) {
+// the terminal. The caller clears it.
+func (a *App) Passphrase(ctx context.Context, place config.Repository) ([]byte, error) {
 	if place.PassphraseFile != "" || place.PassphraseCommand != "" {
 		return a.readSecret(ctx, "passphrase", place.PassphraseFile, place.PassphraseCommand)
 	}
-	if a.Stdin == nil || !term.IsTerminal(int(a.Stdin.Fd())) {
-		return nil, fmt.Errorf("%w: there is no terminal to ask on; use --passphrase-file FILE, or set HIKAE_PASSPHRASE_FILE", ErrNoPassphrase)
+	if err := a.canAsk("--passphrase-file FILE, or set HIKAE_PASSPHRASE_FILE"); err != nil {
+		return nil, err
 	}
-	if !fresh {
-		return a.ask(ctx, "passphrase of "+place.Path+": ")
+	return a.ask(ctx, "passphrase of "+place.Path+": ")
+}
+
+// NewPassphrase gets the passphrase of a repository that is about to be made: on
+// the terminal it is asked for twice. The caller clears it.
+func (a *App) NewPassphrase(ctx context.Context, place config.Repository) ([]byte, error) {
+	if place.PassphraseFile != "" || place.PassphraseCommand != "" {
+		return a.Passphrase(ctx, place)
+	}
+	if err := a.canAsk("--passphrase-file FILE, or set HIKAE_PASSPHRASE_FILE"); err != nil {
+		return nil, err
 	}
 	a.UI.Infof("The passphrase is the only key to %s. Whoever loses it loses every copy in it: keep it somewhere else as well.", place.Path)
+	return a.askTwice(ctx)
+}
+
+// FurtherPassphrase gets one more passphrase, from a file or, when that is empty,
+// from the terminal. The caller clears it.
+func (a *App) FurtherPassphrase(ctx context.Context, file string) ([]byte, error) {
+	if file != "" {
+		return a.readSecret(ctx, "new passphrase", file, "")
+	}
+	if err := a.canAsk("--new-passphrase-file FILE"); err != nil {
+		return nil, err
+	}
+	return a.askTwice(ctx)
+}
+
+// canAsk tells whether there is a terminal; instead is what to do without one.
+func (a *App) canAsk(instead string) error {
+	if a.Stdin == nil || !term.IsTerminal(int(a.Stdin.Fd())) {
+		return fmt.Errorf("%w: there is no terminal to ask on; use %s", ErrNoPassphrase, instead)
+	}
+	return nil
+}
+
+func (a *App) askTwice(ctx context.Context) ([]byte, error) {
 	first, err := a.ask(ctx, "new passphrase: ")
 	if err != nil {
 		return nil, err

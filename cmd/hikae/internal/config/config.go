@@ -42,10 +42,11 @@ type File struct {
 type Repository struct {
 	Name string `toml:"name"`
 	Path string `toml:"path"`
-	// At most one of these two tells the passphrase; without either it is
-	// asked for on the terminal.
+	// At most one of these three tells what opens it; without any the passphrase
+	// is asked for on the terminal.
 	PassphraseFile    string `toml:"passphrase_file"`
 	PassphraseCommand string `toml:"passphrase_command"`
+	KeyFile           string `toml:"key_file"`
 }
 
 // Host is a [[host]] block: one ESXi host and how to log in to it.
@@ -152,8 +153,16 @@ func (f *File) validate(lay *layout) error {
 		if r.Path == "" {
 			return at("repository %s has no path", r.Name)
 		}
-		if r.PassphraseFile != "" && r.PassphraseCommand != "" {
-			return at("repository %s has passphrase_file and passphrase_command: keep one", r.Name)
+		var ways []string
+		for _, way := range []struct{ key, value string }{
+			{"passphrase_file", r.PassphraseFile}, {"passphrase_command", r.PassphraseCommand}, {"key_file", r.KeyFile},
+		} {
+			if way.value != "" {
+				ways = append(ways, way.key)
+			}
+		}
+		if len(ways) > 1 {
+			return at("repository %s has %s: keep one", r.Name, strings.Join(ways, " and "))
 		}
 	}
 	seen = map[string]bool{}
@@ -227,6 +236,7 @@ func (f *File) resolvePaths() {
 		r := &f.Repositories[i]
 		r.Path = resolvePath(base, r.Path)
 		r.PassphraseFile = resolvePath(base, r.PassphraseFile)
+		r.KeyFile = resolvePath(base, r.KeyFile)
 	}
 	for i := range f.Hosts {
 		h := &f.Hosts[i]
@@ -252,7 +262,7 @@ func resolvePath(base, p string) string {
 // known lists the keys of every table, for the hint after a misspelled one.
 var known = map[string][]string{
 	"":           {"repository", "host"},
-	"repository": {"name", "path", "passphrase_file", "passphrase_command"},
+	"repository": {"name", "path", "passphrase_file", "passphrase_command", "key_file"},
 	"host":       {"name", "address", "user", "password_file", "password_command", "thumbprint"},
 }
 
