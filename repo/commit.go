@@ -70,7 +70,7 @@ func (s *Session) doCommit(ctx context.Context, m Manifest) (Ref, error) {
 	if err := s.flushIndex(ctx); err != nil {
 		return Ref{}, err
 	}
-	if err := s.reuse.verify(ctx); err != nil {
+	if err := s.reuse.verify(ctx, s.id); err != nil {
 		return Ref{}, err
 	}
 	return s.publishManifest(ctx, m)

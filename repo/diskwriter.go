@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"sync"
 	"sync/atomic"
 
@@ -105,7 +106,7 @@ func (s *Session) Disk(ctx context.Context, capacity int64, parent *Disk) (*Disk
 		if parent.size > capacity {
 			return nil, fmt.Errorf("a disk of %d bytes cannot have a parent of %d: disks grow only", capacity, parent.size)
 		}
-		if err := s.file.parent(parent.from); err != nil {
+		if err := s.buildOn(ctx, parent.from); err != nil {
 			return nil, storageError(s.r.fs, err)
 		}
 		w.parent = parent.tree
@@ -126,6 +127,25 @@ func (s *Session) Disk(ctx context.Context, capacity int64, parent *Disk) (*Disk
 	s.writers[w] = true
 	go w.apply()
 	return w, nil
+}
+
+// buildOn notes in the session's log that a generation must stay. Who removes
+// generations looks at the logs, under the lock: so one that is there now, under the
+// lock, stays, and with it all that it reaches.
+func (s *Session) buildOn(ctx context.Context, manifest string) error {
+	lock, err := s.r.lockGenerations(ctx)
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
+	if err := s.file.parent(manifest); err != nil {
+		return err
+	}
+	_, err = s.r.fs.Stat(manifest)
+	if errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("the parent was forgotten meanwhile: %s: %w", manifest, ErrNotFound)
+	}
+	return err
 }
 
 // explain prefers the reason of a failed session to what followed from it.

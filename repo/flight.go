@@ -121,12 +121,14 @@ func (u *reuse) pack(t pack.Type, h block.Handle) bool {
 	return good
 }
 
+var errCondemned = errors.New("it is condemned")
+
 func (u *reuse) look(k packKey) error {
 	u.mu.RLock()
 	condemned := u.condemned[k.handle.String()]
 	u.mu.RUnlock()
 	if condemned {
-		return errors.New("it is condemned")
+		return errCondemned
 	}
 	_, err := u.r.fs.Stat(k.typ.Path(k.handle))
 	return err
@@ -151,8 +153,9 @@ func (u *reuse) indexed(t pack.Type, h block.Handle) bool {
 }
 
 // verify asks again about every pack that the index led to: the last thing before
-// a commit. Packs condemned from now on stay until after this session.
-func (u *reuse) verify(ctx context.Context) error {
+// a commit. Packs condemned from now on stay until after this session, and so do
+// those that were condemned by a run that knows of it.
+func (u *reuse) verify(ctx context.Context, session string) error {
 	if err := u.loadCondemned(); err != nil {
 		return err
 	}
@@ -163,7 +166,11 @@ func (u *reuse) verify(ctx context.Context) error {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		if err := u.look(k); err != nil {
+		err := u.look(k)
+		if errors.Is(err, errCondemned) && u.r.condemnedWaits(k.handle, session) {
+			_, err = u.r.fs.Stat(k.typ.Path(k.handle))
+		}
+		if err != nil {
 			u.mu.Lock()
 			u.packs[k] = false
 			u.mu.Unlock()

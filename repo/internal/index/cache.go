@@ -146,6 +146,7 @@ type openFile struct {
 	fsx.File
 	refs int
 	used int64
+	gone bool // no longer among the open ones
 }
 
 // get opens a file, or finds it open; put must give it back.
@@ -197,7 +198,21 @@ func (f *files) find(name string, fresh fsx.File) *openFile {
 func (f *files) put(o *openFile) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if o.refs--; o.refs == 0 && f.closed {
+	if o.refs--; o.refs == 0 && (f.closed || o.gone) {
+		_ = o.Close()
+	}
+}
+
+// drop closes a file, one in use when it is put back.
+func (f *files) drop(name string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	o := f.open[name]
+	if o == nil {
+		return
+	}
+	delete(f.open, name)
+	if o.gone = true; o.refs == 0 {
 		_ = o.Close()
 	}
 }

@@ -116,6 +116,11 @@ func (x *Index) merge(ctx context.Context, parts []*segment) error {
 	if err != nil {
 		return err
 	}
+	return x.mergeFrom(ctx, parts, src)
+}
+
+// mergeFrom writes what src brings of the parts as a segment that supersedes them.
+func (x *Index) mergeFrom(ctx context.Context, parts []*segment, src source) error {
 	x.mu.RLock()
 	there := make(map[name]bool, len(x.names))
 	for _, n := range x.names {
