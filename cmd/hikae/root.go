@@ -33,10 +33,10 @@ latest.`,
 		SilenceUsage:  true,
 		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
+	// The order of verbs in help is that of the road, not of the alphabet.
+	cobra.EnableCommandSorting = false
 	root.SetOut(a.UI.Out)
 	root.SetErr(a.UI.Err)
-	root.SetHelpCommandGroupID(groupSetup)
-	root.SetCompletionCommandGroupID(groupSetup)
 	root.AddGroup(
 		&cobra.Group{ID: groupSetup, Title: "To begin:"},
 		&cobra.Group{ID: groupBackup, Title: "To make copies:"},
@@ -58,10 +58,11 @@ latest.`,
 			root.AddCommand(c)
 		}
 	}
-	add(groupSetup, newInit(a), newKey(a), newHost(a), newVMs(a), newVersion(a))
+	add(groupSetup, newInit(a), newKey(a), newHost(a), newVMs(a))
 	add(groupBackup, newBackup(a), newImport(a))
 	add(groupLook, newGenerations(a), newShow(a), newCheck(a))
 	add(groupBack, newMount(a), newUmount(a), newCopy(a), newRestore(a))
+	root.AddCommand(newVersion(a))
 	root.AddCommand(topics()...)
 	return root
 }
