@@ -14,6 +14,7 @@ const (
 	groupBackup = "backup"
 	groupLook   = "look"
 	groupBack   = "back"
+	groupKeep   = "keep"
 )
 
 // newRoot puts the verbs together.
@@ -42,6 +43,7 @@ latest.`,
 		&cobra.Group{ID: groupBackup, Title: "To make copies:"},
 		&cobra.Group{ID: groupLook, Title: "To look at them:"},
 		&cobra.Group{ID: groupBack, Title: "To have them back:"},
+		&cobra.Group{ID: groupKeep, Title: "To let them go:"},
 	)
 	f := root.PersistentFlags()
 	f.StringVar(&a.Flags.Repo, "repo", "", "the repository: a directory, or a name from the configuration (HIKAE_REPO)")
@@ -61,6 +63,7 @@ latest.`,
 	add(groupSetup, newInit(a), newKey(a), newHost(a), newVMs(a))
 	add(groupBackup, newBackup(a), newImport(a))
 	add(groupLook, newGenerations(a), newShow(a), newCheck(a))
+	add(groupKeep, newForget(a), newHold(a), newRelease(a))
 	add(groupBack, newMount(a), newUmount(a), newCopy(a), newRestore(a))
 	root.AddCommand(newVersion(a))
 	root.AddCommand(topics()...)
