@@ -1038,8 +1038,9 @@ def cmd_verify(repository, args):
     for n in repository.names("index", "[0-9a-f]{16}"):
         work.append(("index/" + n, b"hikaeix\x01", 3, bytes.fromhex(n)))
     for d in repository.names("generations", "[0-9a-f]{32}"):
-        for n in repository.names("generations/" + d, repository.MANIFEST + "|identity"):
-            work.append(("generations/%s/%s" % (d, n), b"hikaesf\x01", 2 if n == "identity" else 1, b""))
+        for n in repository.names("generations/" + d, repository.MANIFEST + "|identity|forgotten-[0-9]+"):
+            kind = {"i": 2, "f": 3}.get(n[0], 1)
+            work.append(("generations/%s/%s" % (d, n), b"hikaesf\x01", kind, b""))
     for name, magic, kind, salt in work:
         try:
             check_sum(repository, name, magic, kind, salt)

@@ -22,7 +22,10 @@ import (
 // contrib/hikae-read.py was written from FORMAT.md without this package. What it
 // reads must be what this package reads.
 
-const readerPassphrase = "correct horse battery staple"
+const (
+	readerScript     = "../contrib/hikae-read.py"
+	readerPassphrase = "correct horse battery staple"
+)
 
 var readerKDF = keys.Params{Time: 2, MemoryKiB: 64, Threads: 2}
 
@@ -35,6 +38,9 @@ type reader struct {
 // newReader leaves the test out where the reader cannot run, except in CI.
 func newReader(t *testing.T, dir string) reader {
 	t.Helper()
+	if _, err := os.Stat(readerScript); err != nil { // and go test knows what the result depends on
+		t.Fatal(err)
+	}
 	for _, tool := range []string{"python3", "zstd"} {
 		if _, err := exec.LookPath(tool); err != nil {
 			if os.Getenv("CI") != "" {
@@ -59,7 +65,7 @@ func secretFile(t *testing.T, content string) string {
 // said on the other.
 func (r reader) run(t *testing.T, args ...string) (string, error) {
 	t.Helper()
-	cmd := exec.CommandContext(t.Context(), "python3", append(append([]string{"../contrib/hikae-read.py", r.dir}, r.args...), args...)...)
+	cmd := exec.CommandContext(t.Context(), "python3", append(append([]string{readerScript, r.dir}, r.args...), args...)...)
 	var out, said bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &said
 	if err := cmd.Run(); err != nil {
