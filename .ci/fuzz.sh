@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # Fuzzes every Fuzz target for a few seconds: enough to run each decoder over
 # thousands of broken inputs. FUZZ_BUDGET is the time in seconds that all targets
-# share (default 90), after their packages are built. A failing input is left in
+# share (default 60), after their packages are built. A failing input is left in
 # the package's testdata/fuzz, where go test runs it from then on.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-budget=${FUZZ_BUDGET:-90}
+budget=${FUZZ_BUDGET:-60}
 work=$(mktemp -d "${TMPDIR:-/tmp}/hikae-fuzz.XXXXXX")
 trap 'rm -rf "$work"' EXIT
 

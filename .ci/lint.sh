@@ -28,7 +28,7 @@ go vet ./... || failed=1
 
 if have golangci-lint 'make tools'; then
 	echo "lint: golangci-lint"
-	golangci-lint run ./... || failed=1
+	golangci-lint run --allow-parallel-runners ./... || failed=1
 fi
 
 if have shellcheck 'apt-get install shellcheck'; then

@@ -1,11 +1,13 @@
 #!/usr/bin/env bash
 # Fuzzing and all tests, in a temporary directory of their own, and then a look
 # at what they left behind: no mount, no process, no loop device, no file.
+# PACKAGES narrows the tests (default ./...), FUZZ_BUDGET=0 leaves the fuzzing out.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 # Short, because the paths of Unix sockets may have 107 bytes only.
 work=$(mktemp -d /tmp/hikae.XXXXXX)
+chmod 755 "$work" # some tests give up root, and go on in here
 export TMPDIR=$work
 
 # leftovers names what still stands in or works in the temporary directory.
@@ -47,8 +49,9 @@ if ! command -v "$(go env CC)" >/dev/null; then
 fi
 
 failed=0
-bash .ci/fuzz.sh || failed=1
-go test "${race[@]}" -timeout 8m -p 2 ./... || failed=1
+[[ ${FUZZ_BUDGET:-} == 0 ]] || bash .ci/fuzz.sh || failed=1
+# shellcheck disable=SC2086 # several packages are several words
+go test "${race[@]}" -timeout 8m -p 2 ${PACKAGES:-./...} || failed=1
 
 # Servers that were told to end may still be at it.
 for _ in {1..20}; do

@@ -37,7 +37,7 @@ func (m *memSource) ReadAtContext(ctx context.Context, p []byte, off int64) (int
 }
 
 func TestStreamsShareAPoolInOrder(t *testing.T) {
-	defer goleak.VerifyNone(t)
+	defer goleak.VerifyNone(t, goleak.IgnoreCurrent())
 	const capacity = 9*pieceSize + 1000
 	data := make([]byte, capacity)
 	rand.NewChaCha8([32]byte{}).Read(data)
@@ -114,7 +114,7 @@ func TestSteps(t *testing.T) {
 }
 
 func TestStreamEndsOnErrors(t *testing.T) {
-	defer goleak.VerifyNone(t)
+	defer goleak.VerifyNone(t, goleak.IgnoreCurrent())
 	bad := errors.New("bad sector")
 	whole := []area{{Offset: 0, Length: 40 * pieceSize}}
 	data := make([]byte, 40*pieceSize)

@@ -87,7 +87,7 @@ func TestDamagedPartitionTableHidesOnlyItself(t *testing.T) {
 	src := &fakeSource{gens: gens}
 	tr, _ := testTree(t, src, Options{})
 	var got []string
-	l, errno := tr.readList(nil, inoInGeneration(1, placePartitions))
+	l, errno := tr.readList(0, nil, inoInGeneration(1, placePartitions))
 	if errno != 0 {
 		t.Fatal(errno)
 	}
@@ -107,11 +107,11 @@ func TestDamagedPartitionTableHidesOnlyItself(t *testing.T) {
 		t.Fatal(err)
 	}
 	src.refused.Store(true)
-	if _, errno := tr.readList(nil, inoInGeneration(1, placePartitions)); errno != unix.EIO {
+	if _, errno := tr.readList(0, nil, inoInGeneration(1, placePartitions)); errno != unix.EIO {
 		t.Errorf("with failing storage: %v", errno)
 	}
 	src.refused.Store(false)
-	if l, errno := tr.readList(nil, inoInGeneration(1, placePartitions)); errno != 0 || len(l.files) != 2 {
+	if l, errno := tr.readList(0, nil, inoInGeneration(1, placePartitions)); errno != 0 || len(l.files) != 2 {
 		t.Errorf("when it works again: %v", errno)
 	}
 }

@@ -118,7 +118,7 @@ type dirHandle struct {
 
 func (t *tree) OpenDir(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse.Status {
 	ino := in.NodeId
-	l, errno := t.readList(cancel, ino)
+	l, errno := t.readList(in.Unique, cancel, ino)
 	if errno != 0 {
 		return fuse.Status(errno)
 	}
@@ -130,8 +130,8 @@ func (t *tree) OpenDir(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOu
 	return fuse.OK
 }
 
-func (t *tree) readList(cancel <-chan struct{}, ino uint64) (*listing, syscall.Errno) {
-	return attempt(t, cancel, "listing a directory failed", func(ctx context.Context) (*listing, error) {
+func (t *tree) readList(unique uint64, cancel <-chan struct{}, ino uint64) (*listing, syscall.Errno) {
+	return attempt(t, unique, cancel, "listing a directory failed", func(ctx context.Context) (*listing, error) {
 		n, err := t.node(ctx, ino)
 		if err != nil {
 			return nil, err
@@ -195,7 +195,7 @@ func (t *tree) listingOf(cancel <-chan struct{}, in *fuse.ReadIn) (*listing, sys
 		return l, 0
 	}
 	fixed := l == nil
-	l, errno := t.readList(cancel, h.ino)
+	l, errno := t.readList(in.Unique, cancel, h.ino)
 	if errno == 0 && !fixed {
 		h.mu.Lock()
 		h.l = l

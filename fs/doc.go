@@ -31,15 +31,15 @@
 //   - Nobody waits for ever. When the storage of the repository does not answer,
 //     readers get an error after Options.Timeout, can be interrupted before, and
 //     go on when it is back.
-//   - Memory is bounded, whatever is open and however many read: 32 MiB of
-//     reads in flight, 256 opened generations or 16 MiB of their small files,
-//     and the caches of the repository. Each generation that was listed costs
-//     its name.
+//   - Memory is bounded, whatever is open: 1 MiB for each read in flight, of
+//     which the kernel makes 32 at a time and as many more as there are readers
+//     with direct I/O; 256 opened generations or 16 MiB of their small files; the
+//     caches of the repository. Each generation that was listed costs its name.
 //
 // Concepts. A source is what is shown; the repository is one, tests have
 // others. The catalog knows the names, the shelf keeps generations opened, the
 // tree answers the kernel's requests from both. Nothing is kept of what the
 // kernel knows: an inode number says by itself what it stands for. Requests
-// that may wait for storage run under patience. Extended attributes in
+// that may wait for storage are watched by patience. Extended attributes in
 // user.hikae.* tell where bytes come from.
 package fs

@@ -76,6 +76,9 @@ func (c *complaints) about(err error, what string, args ...any) {
 	case 0, syscall.ENOENT, syscall.ESTALE, syscall.EINTR, syscall.ENXIO, syscall.EISDIR, syscall.ENOTDIR:
 		return
 	}
+	if errors.Is(err, errStuck) { // concerns everybody alike
+		what, args, err = "requests were given up", nil, errStuck
+	}
 	key := what + "\x00" + err.Error()
 	now := c.now()
 	c.mu.Lock()

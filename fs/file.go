@@ -5,12 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"math/bits"
 	"sync"
 	"syscall"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
-	"golang.org/x/sync/semaphore"
 )
 
 // handle is an open regular file. Reads of one handle share nothing but the
@@ -42,7 +40,7 @@ func (t *tree) Open(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) 
 	if in.Flags&syscall.O_ACCMODE != syscall.O_RDONLY {
 		return fuse.EROFS
 	}
-	c, errno := attempt(t, cancel, "opening failed", func(ctx context.Context) (*content, error) {
+	c, errno := attempt(t, in.Unique, cancel, "opening failed", func(ctx context.Context) (*content, error) {
 		n, err := t.node(ctx, in.NodeId)
 		if err == nil && n.content == nil {
 			err = syscall.EISDIR
@@ -62,6 +60,9 @@ func (t *tree) Open(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) 
 func (t *tree) Release(_ <-chan struct{}, in *fuse.ReleaseIn) { t.handles.remove(in.Fh) }
 
 func (t *tree) Flush(<-chan struct{}, *fuse.FlushIn) fuse.Status { return fuse.OK }
+
+// maxRead is the largest request for reading, in bytes.
+const maxRead = 1 << 20
 
 // Read answers in full or with an error. A short answer would tell the kernel
 // that the file ends there.
@@ -88,32 +89,28 @@ func (t *tree) Read(cancel <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.R
 	if k, ok := c.disk.areas.at(c.base + off); ok && k.hole && k.end >= c.base+off+n {
 		return zeros(n), fuse.OK
 	}
-	r, err := try(&t.patience, cancel, func(ctx context.Context) (*pooled, error) {
-		return t.readDisk(ctx, c, off, n)
-	}, (*pooled).Done)
+	buf = buf[:n]
+	_, err := try(t.patience, in.Unique, cancel, func(ctx context.Context) (struct{}, error) {
+		return struct{}{}, c.readDisk(ctx, buf, off)
+	})
 	if err != nil {
 		t.complaints.about(err, "reading failed", "generation", c.gen.ref.String(), "file", c.name, "disk", c.disk.name, "offset", c.base+off, "length", n)
 		return nil, fuse.Status(toErrno(err))
 	}
-	return r, fuse.OK
+	return fuse.ReadResultData(buf), fuse.OK
 }
 
-func (t *tree) readDisk(ctx context.Context, c *content, off, n int64) (*pooled, error) {
-	p, err := t.buffers.get(ctx, int(n))
-	if err != nil {
-		return nil, err
+func (c *content) readDisk(ctx context.Context, p []byte, off int64) error {
+	n, err := c.disk.ReadAtContext(ctx, p, c.base+off)
+	switch {
+	case n == len(p):
+		return nil
+	case err == nil: // inside a disk there is no end
+		err = io.ErrUnexpectedEOF
+	case toErrno(err) != syscall.ENOENT:
+		return err
 	}
-	if m, err := c.disk.ReadAtContext(ctx, p.b, c.base+off); m != len(p.b) {
-		p.Done()
-		if err == nil { // inside a disk there is no end
-			err = io.ErrUnexpectedEOF
-		}
-		if toErrno(err) == syscall.ENOENT { // nor can a part of it not exist
-			err = fmt.Errorf("%w: %d of %d bytes read: %w", errMissing, m, n, err)
-		}
-		return nil, err
-	}
-	return p, nil
+	return fmt.Errorf("%w: %d of %d bytes read: %w", errMissing, n, len(p), err) // nor can a part of it not exist
 }
 
 // zeroes is sent for holes, over and over, so that it stays in the CPU's cache.
@@ -127,57 +124,6 @@ func zeros(n int64) fuse.ReadResult {
 	return fuse.ReadResultVector(v)
 }
 
-// buffers lends the memory that disks are read into. All of it together is
-// bounded, whatever number of processes read; what a stuck read holds counts.
-type buffers struct {
-	room *semaphore.Weighted
-	pool [maxReadBits - minReadBits + 1]sync.Pool // by power of two
-}
-
-const (
-	minReadBits = 12
-	maxReadBits = 20
-	maxRead     = 1 << maxReadBits // bytes; the largest request
-	readRoom    = 32 << 20
-)
-
-// pooled is a lent buffer and, as a fuse.ReadResult, an answer. go-fuse calls
-// Done when the bytes have left; it does so after sending only for results that
-// have Slices.
-type pooled struct {
-	b    []byte
-	from *buffers
-}
-
-func sizeClass(n int) int { return max(0, bits.Len(uint(n-1))-minReadBits) }
-
-func (f *buffers) get(ctx context.Context, n int) (*pooled, error) {
-	k := sizeClass(n)
-	if k >= len(f.pool) {
-		return nil, fmt.Errorf("read of %d bytes: %w", n, syscall.EINVAL)
-	}
-	if err := f.room.Acquire(ctx, 1<<(k+minReadBits)); err != nil {
-		return nil, err
-	}
-	if p, ok := f.pool[k].Get().(*pooled); ok {
-		p.b = p.b[:n]
-		return p, nil
-	}
-	return &pooled{b: make([]byte, n, 1<<(k+minReadBits)), from: f}, nil
-}
-
-func (p *pooled) Done() {
-	if p == nil {
-		return
-	}
-	p.from.room.Release(int64(cap(p.b)))
-	p.from.pool[sizeClass(cap(p.b))].Put(p)
-}
-
-func (p *pooled) Size() int                          { return len(p.b) }
-func (p *pooled) Bytes([]byte) ([]byte, fuse.Status) { return p.b, fuse.OK }
-func (p *pooled) Slices() ([][]byte, fuse.Status)    { return [][]byte{p.b}, fuse.OK }
-
 // Lseek answers SEEK_DATA and SEEK_HOLE; the kernel knows the others itself.
 func (t *tree) Lseek(cancel <-chan struct{}, in *fuse.LseekIn, out *fuse.LseekOut) fuse.Status {
 	x, _ := t.handles.of.Load(in.Fh)
@@ -189,7 +135,7 @@ func (t *tree) Lseek(cancel <-chan struct{}, in *fuse.LseekIn, out *fuse.LseekOu
 	if whence != seekData && whence != seekHole {
 		return fuse.EINVAL
 	}
-	off, errno := attempt(t, cancel, "seeking failed", func(ctx context.Context) (int64, error) {
+	off, errno := attempt(t, in.Unique, cancel, "seeking failed", func(ctx context.Context) (int64, error) {
 		ctx, stop := context.WithTimeout(ctx, mapTime)
 		defer stop()
 		off, err := h.c.seek(ctx, at, whence)

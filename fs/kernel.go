@@ -2,6 +2,7 @@ package fs
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"os"
@@ -9,6 +10,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -192,4 +194,39 @@ func forgoPoll(path string) error {
 	defer func() { _ = unix.Close(fd) }()
 	_, err = unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 0)
 	return err
+}
+
+// sideLine answers the kernel's requests past go-fuse.
+type sideLine struct {
+	mu sync.Mutex
+	fd int // a second descriptor of the same connection; -1 when closed
+}
+
+func newSideLine(fd int) (*sideLine, error) {
+	dup, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("second descriptor for /dev/fuse: %w", err)
+	}
+	return &sideLine{fd: dup}, nil
+}
+
+// tell sends struct fuse_out_header of linux/fuse.h: length, negative errno, the
+// request. That the request is answered already is fine.
+func (l *sideLine) tell(unique uint64, errno syscall.Errno) {
+	var b [16]byte
+	binary.NativeEndian.PutUint32(b[0:], uint32(len(b)))
+	binary.NativeEndian.PutUint32(b[4:], uint32(-int32(errno)))
+	binary.NativeEndian.PutUint64(b[8:], unique)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.fd >= 0 {
+		_, _ = unix.Write(l.fd, b[:])
+	}
+}
+
+func (l *sideLine) close() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	_ = unix.Close(l.fd)
+	l.fd = -1
 }

@@ -11,10 +11,10 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
-	"golang.org/x/sync/semaphore"
 	"golang.org/x/sys/unix"
 )
 
@@ -103,8 +103,9 @@ func (o *Options) setDefaults() error {
 
 // Server serves one mount.
 type Server struct {
-	dir  string
-	done chan struct{}
+	dir    string
+	done   chan struct{}
+	finish sync.Once // closes done
 
 	mu   sync.Mutex
 	gone bool // from its directory
@@ -120,22 +121,28 @@ func mount(ctx context.Context, src source, repository, dir string, o Options) (
 	if err != nil {
 		return nil, err
 	}
-	base, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	fd, err := attach(path, repository, &o)
 	if err != nil {
-		cancel()
 		return nil, err
 	}
-	srv, err := fuse.NewServer(newTree(base, src, &o), fmt.Sprintf("/dev/fd/%d", fd), fuseOptions(&o))
+	line, err := newSideLine(fd)
+	if err != nil {
+		_ = unix.Close(fd)
+		return nil, errors.Join(err, detach(path))
+	}
+	base, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	srv, err := fuse.NewServer(newTree(base, src, &o, line.tell), fmt.Sprintf("/dev/fd/%d", fd), fuseOptions(&o))
 	if err != nil {
 		cancel()
+		line.close()
 		return nil, errors.Join(fmt.Errorf("serve %s: %w", path, err), detach(path))
 	}
 	s := &Server{dir: path, done: make(chan struct{})}
 	go func() {
 		srv.Serve()
 		cancel() // what still waits for storage waits for nobody
-		close(s.done)
+		line.close()
+		s.finish.Do(func() { close(s.done) })
 	}()
 	if err := forgoPoll(path); err != nil {
 		o.Logger.Debug("polling stays on", "error", err)
@@ -149,22 +156,25 @@ func mount(ctx context.Context, src source, repository, dir string, o Options) (
 }
 
 // newTree makes the tree; the options have their defaults.
-func newTree(base context.Context, src source, o *Options) *tree {
+func newTree(base context.Context, src source, o *Options, tell func(uint64, syscall.Errno)) *tree {
 	log, asking := o.Logger, newShared(base)
-	return &tree{
+	t := &tree{
 		RawFileSystem: fuse.NewDefaultRawFileSystem(),
 		src:           src,
 		cat:           newCatalog(asking, src, o.Filter, o.Refresh, o.Clock, log),
 		shelf:         newShelf(asking, src, log),
-		patience:      patience{base: base, timeout: o.Timeout, grace: defaultGrace, places: make(chan struct{}, maxWaiting)},
 		complaints:    complaints{log: log, now: o.Clock},
-		buffers:       buffers{room: semaphore.NewWeighted(readRoom)},
 		pace:          pace{budget: o.CacheBytes / 2, now: o.Clock},
 		owner:         fuse.Owner{Uid: *o.UID, Gid: *o.GID},
 		umask:         o.Umask,
 		ttl:           o.Refresh,
 		since:         o.Clock().Truncate(time.Second),
 	}
+	t.patience = newPatience(context.WithoutCancel(base), o.Timeout, defaultGrace, func(unique uint64, told error) {
+		t.complaints.about(told, "") // now: the storage may never answer
+		tell(unique, toErrno(told))
+	})
+	return t
 }
 
 // fuseOptions are go-fuse's, with the reason for each.
@@ -243,7 +253,13 @@ func (s *Server) Unmount() error {
 	if err != nil || !left {
 		return err
 	}
-	<-s.done
+	select {
+	case <-s.done:
+	case <-time.After(2 * defaultGrace):
+		// Nobody uses the mount any more. What storage keeps from ending is an
+		// answer to somebody who has long been told that there is none.
+		s.finish.Do(func() { close(s.done) })
+	}
 	return nil
 }
 

@@ -1,6 +1,7 @@
 package fs
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -8,7 +9,6 @@ import (
 	"log/slog"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -60,7 +60,7 @@ func testTree(t *testing.T, src *fakeSource, o Options) (*tree, *time.Time) {
 	}
 	base, cancel := context.WithCancel(context.Background())
 	t.Cleanup(cancel)
-	return newTree(base, src, &o), &now
+	return newTree(base, src, &o, func(uint64, unix.Errno) {}), &now
 }
 
 func (t *tree) walk(path string) (node, error) {
@@ -224,49 +224,73 @@ func TestShelfIsBounded(t *testing.T) {
 }
 
 func TestPatience(t *testing.T) {
-	p := &patience{base: context.Background(), timeout: 50 * time.Millisecond, grace: 20 * time.Millisecond, places: make(chan struct{}, 2)}
+	told := make(chan string, 10)
+	p := newPatience(context.Background(), 80*time.Millisecond, 20*time.Millisecond, func(unique uint64, err error) {
+		told <- fmt.Sprintf("%d %v", unique, unix.ErrnoName(toErrno(err)))
+	})
+	p.places = make(chan struct{}, 2)
 	release := make(chan struct{})
-	stuck := func(context.Context) (int, error) { <-release; return 7, nil }
-	var dropped atomic.Int64
-	drop := func(v int) { dropped.Add(int64(v)) }
-	if _, err := try(p, nil, stuck, drop); !errors.Is(err, errStuck) {
-		t.Errorf("stuck: %v", err)
+	stuck := func(ctx context.Context) (int, error) { <-release; return 7, nil }
+	open, closed := make(chan struct{}), make(chan struct{})
+	close(closed)
+	type result struct {
+		v   int
+		err error
 	}
-	cancel := make(chan struct{})
-	close(cancel)
-	if _, err := try(p, cancel, stuck, drop); toErrno(err) != unix.EINTR {
-		t.Errorf("interrupted: %v", err)
+	results := make(chan result, 10)
+	try1 := func(unique uint64, cancel chan struct{}, f func(context.Context) (int, error)) {
+		v, err := try(p, unique, cancel, f)
+		results <- result{v, err}
+	}
+	go try1(1, open, stuck)
+	if got := <-told; got != "1 EIO" {
+		t.Errorf("stuck: told %s", got)
+	}
+	go try1(2, closed, stuck)
+	if got := <-told; got != "2 EINTR" {
+		t.Errorf("interrupted: told %s", got)
 	}
 	// both places are taken now
-	if _, err := try(p, nil, func(context.Context) (int, error) { return 1, nil }, nil); !errors.Is(err, errStuck) {
-		t.Errorf("no place: %v", err)
+	quick := func(context.Context) (int, error) { return 3, nil }
+	go try1(3, open, quick)
+	if got := <-told; got != "3 EIO" {
+		t.Errorf("no place: told %s", got)
 	}
-	if _, err := try(p, cancel, func(context.Context) (int, error) { return 1, nil }, nil); toErrno(err) != unix.EINTR {
-		t.Errorf("no place, interrupted: %v", err)
+	if r := <-results; r.v != 0 || !errors.Is(r.err, errStuck) {
+		t.Errorf("no place: %+v", r)
 	}
+	// what comes late is not used, so that nothing is kept of it
 	close(release)
-	for range 1000 {
-		if dropped.Load() == 14 {
-			break
+	for range 2 {
+		if r := <-results; r.v != 0 || r.err == nil {
+			t.Errorf("late: %+v", r)
 		}
-		time.Sleep(time.Millisecond)
-	}
-	if dropped.Load() != 14 {
-		t.Errorf("what came late was not dropped: %d", dropped.Load())
 	}
 	// an interrupted request that is quick is finished
-	if v, err := try(p, cancel, func(context.Context) (int, error) { return 3, nil }, nil); v != 3 || err != nil {
-		t.Errorf("quick and interrupted: %d, %v", v, err)
+	try1(4, closed, quick)
+	if r := <-results; r.v != 3 || r.err != nil {
+		t.Errorf("quick and interrupted: %+v", r)
 	}
-	if _, err := try(p, nil, func(context.Context) (int, error) { panic("defect") }, nil); toErrno(err) != unix.EIO || !strings.Contains(err.Error(), "defect") {
-		t.Errorf("panic: %v", err)
+	// its context ends when the kernel has been told
+	try1(5, open, func(ctx context.Context) (int, error) { <-ctx.Done(); return 1, ctx.Err() })
+	if r, got := <-results, <-told; !errors.Is(r.err, errStuck) || got != "5 EIO" {
+		t.Errorf("context: %+v, told %s", r, got)
+	}
+	func() {
+		defer func() { recover() }()
+		try1(6, open, func(context.Context) (int, error) { panic("defect") })
+	}()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if len(p.list) != 0 || len(p.places) != 0 || len(told) != 0 {
+		t.Errorf("%d requests, %d places, %d answers left", len(p.list), len(p.places), len(told))
 	}
 }
 
-// Reads that were left behind keep their memory until they end, and not longer.
-func TestBuffersAreReturned(t *testing.T) {
-	src := &fakeSource{gens: []fakeGeneration{{Host: "h", VM: "v", Sequence: 1, Time: testTime(1), Disks: []fakeDiskSpec{{Name: "d", Size: 1 << 30, Density: 256}}}}}
-	tr, _ := testTree(t, src, Options{Timeout: 20 * time.Millisecond})
+func TestReadRequests(t *testing.T) {
+	spec := fakeDiskSpec{Name: "d", Size: 1<<20 + 100, Density: 256}
+	src := &fakeSource{gens: []fakeGeneration{{Host: "h", VM: "v", Sequence: 1, Time: testTime(1), Disks: []fakeDiskSpec{spec}}}}
+	tr, _ := testTree(t, src, Options{})
 	n, err := tr.walk("h/v/latest/d-flat.vmdk")
 	if err != nil {
 		t.Fatal(err)
@@ -275,47 +299,52 @@ func TestBuffersAreReturned(t *testing.T) {
 	if st := tr.Open(nil, &fuse.OpenIn{InHeader: fuse.InHeader{NodeId: n.ino}}, &out); !st.Ok() {
 		t.Fatal(st)
 	}
-	in := &fuse.ReadIn{Fh: out.Fh}
 	buf := make([]byte, 100<<10)
-	for range 3 {
-		r, st := tr.Read(nil, in, buf)
-		if !st.Ok() || r.Size() != len(buf) {
-			t.Fatal(st)
+	for _, c := range []struct {
+		off, want int64
+	}{{0, 100 << 10}, {12345, 100 << 10}, {1 << 20, 100}, {1<<20 + 100, 0}, {1 << 60, 0}} {
+		r, st := tr.Read(nil, &fuse.ReadIn{Fh: out.Fh, Offset: uint64(c.off)}, buf)
+		if !st.Ok() || int64(r.Size()) != c.want {
+			t.Errorf("at %d: %v", c.off, st)
+			continue
 		}
-		r.Done()
-	}
-	ch := make(chan struct{})
-	src.stuck.Store(&ch)
-	for range 3 {
-		in.Offset += 4 << 20
-		if _, st := tr.Read(nil, in, buf); st != fuse.EIO {
-			t.Errorf("stuck read: %v", st)
+		got, _ := r.Bytes(nil)
+		want := make([]byte, c.want)
+		spec.fill(want, c.off)
+		if !bytes.Equal(got, want) {
+			t.Errorf("at %d: wrong bytes", c.off)
 		}
 	}
-	src.stuck.Store(nil)
-	close(ch)
-	for range 1000 {
-		if tr.buffers.room.TryAcquire(readRoom) {
-			tr.buffers.room.Release(readRoom)
-			break
-		}
-		time.Sleep(time.Millisecond)
-	}
-	if !tr.buffers.room.TryAcquire(readRoom) {
-		t.Error("memory of reads left behind is not returned")
-	}
-	if st := tr.Open(nil, &fuse.OpenIn{InHeader: fuse.InHeader{NodeId: inoRoot}}, &out); st != fuse.EISDIR {
-		t.Errorf("open of a folder: %v", st)
-	}
-	for what, in := range map[string]fuse.ReadIn{"unknown handle": {Fh: 99}, "negative": {Fh: in.Fh, Offset: 1 << 63}} {
+	for what, in := range map[string]fuse.ReadIn{"unknown handle": {Fh: 99}, "negative": {Fh: out.Fh, Offset: 1 << 63}} {
 		if _, st := tr.Read(nil, &in, buf); st.Ok() {
 			t.Errorf("read of %s: %v", what, st)
 		}
 	}
-	if r, st := tr.Read(nil, &fuse.ReadIn{Fh: in.Fh, Offset: 1 << 60}, buf); !st.Ok() || r.Size() != 0 {
-		t.Errorf("read past the end: %v", st)
+	if st := tr.Open(nil, &fuse.OpenIn{InHeader: fuse.InHeader{NodeId: inoRoot}}, &out); st != fuse.EISDIR {
+		t.Errorf("open of a folder: %v", st)
+	}
+	if st := tr.Open(nil, &fuse.OpenIn{InHeader: fuse.InHeader{NodeId: n.ino}, Flags: unix.O_RDWR}, &out); st != fuse.EROFS {
+		t.Errorf("open for writing: %v", st)
 	}
 }
+
+// A disk that answers short, or says that something does not exist, must never
+// look like the end of a file.
+func TestShortReadsAreErrors(t *testing.T) {
+	for _, err := range []error{nil, io.EOF, errGone, unix.ENOENT, fmt.Errorf("x: %w", unix.ENOENT)} {
+		c := &content{disk: &shownDisk{disk: shortDisk{err}}}
+		if got := toErrno(c.readDisk(context.Background(), make([]byte, 10), 0)); got != unix.EIO {
+			t.Errorf("%v is %v to the reader", err, got)
+		}
+	}
+}
+
+type shortDisk struct{ err error }
+
+func (shortDisk) Size() int64                                                 { return 100 }
+func (d shortDisk) ReadAtContext(context.Context, []byte, int64) (int, error) { return 5, d.err }
+func (shortDisk) NextData(context.Context, int64) (int64, int64, error)       { return 0, 100, nil }
+func (shortDisk) Prefetch(int64, int64)                                       {}
 
 func TestErrnos(t *testing.T) {
 	for want, errs := range map[unix.Errno][]error{

@@ -36,9 +36,8 @@ type tree struct {
 	src        source
 	cat        *catalog
 	shelf      *shelf
-	patience   patience
+	patience   *patience
 	complaints complaints
-	buffers    buffers
 	pace       pace
 	handles    handles
 	owner      fuse.Owner
@@ -50,8 +49,8 @@ type tree struct {
 func (t *tree) String() string { return "hikae" }
 
 // attempt runs a request under patience and turns its error into an errno.
-func attempt[T any](t *tree, cancel <-chan struct{}, what string, f func(context.Context) (T, error)) (T, syscall.Errno) {
-	v, err := try(&t.patience, cancel, f, nil)
+func attempt[T any](t *tree, unique uint64, cancel <-chan struct{}, what string, f func(context.Context) (T, error)) (T, syscall.Errno) {
+	v, err := try(t.patience, unique, cancel, f)
 	t.complaints.about(err, what)
 	return v, toErrno(err)
 }
@@ -305,9 +304,8 @@ func (t *tree) put(e *entry, out *fuse.EntryOut) {
 }
 
 func (t *tree) Lookup(cancel <-chan struct{}, in *fuse.InHeader, name string, out *fuse.EntryOut) fuse.Status {
-	dir := in.NodeId
-	e, errno := attempt(t, cancel, "lookup failed", func(ctx context.Context) (e entry, err error) {
-		d, err := t.node(ctx, dir)
+	e, errno := attempt(t, in.Unique, cancel, "lookup failed", func(ctx context.Context) (e entry, err error) {
+		d, err := t.node(ctx, in.NodeId)
 		if err != nil {
 			return e, err
 		}
@@ -342,9 +340,8 @@ func (t *tree) Lookup(cancel <-chan struct{}, in *fuse.InHeader, name string, ou
 func (t *tree) Forget(uint64, uint64) {}
 
 func (t *tree) GetAttr(cancel <-chan struct{}, in *fuse.GetAttrIn, out *fuse.AttrOut) fuse.Status {
-	ino := in.NodeId
-	e, errno := attempt(t, cancel, "stat failed", func(ctx context.Context) (e entry, err error) {
-		n, err := t.node(ctx, ino)
+	e, errno := attempt(t, in.Unique, cancel, "stat failed", func(ctx context.Context) (e entry, err error) {
+		n, err := t.node(ctx, in.NodeId)
 		if err != nil {
 			return e, err
 		}
@@ -359,8 +356,7 @@ func (t *tree) GetAttr(cancel <-chan struct{}, in *fuse.GetAttrIn, out *fuse.Att
 }
 
 func (t *tree) Readlink(cancel <-chan struct{}, in *fuse.InHeader) ([]byte, fuse.Status) {
-	ino := in.NodeId
-	n, errno := attempt(t, cancel, "reading a link failed", func(ctx context.Context) (node, error) { return t.node(ctx, ino) })
+	n, errno := attempt(t, in.Unique, cancel, "reading a link failed", func(ctx context.Context) (node, error) { return t.node(ctx, in.NodeId) })
 	if errno == 0 && n.target == "" {
 		errno = syscall.EINVAL
 	}
@@ -371,9 +367,9 @@ func (t *tree) Readlink(cancel <-chan struct{}, in *fuse.InHeader) ([]byte, fuse
 }
 
 // StatFs tells about the storage of the repository: that is what fills up.
-func (t *tree) StatFs(cancel <-chan struct{}, _ *fuse.InHeader, out *fuse.StatfsOut) fuse.Status {
+func (t *tree) StatFs(cancel <-chan struct{}, in *fuse.InHeader, out *fuse.StatfsOut) fuse.Status {
 	const unit = 4096
-	v, errno := attempt(t, cancel, "statfs failed", func(ctx context.Context) ([2]uint64, error) {
+	v, errno := attempt(t, in.Unique, cancel, "statfs failed", func(ctx context.Context) ([2]uint64, error) {
 		total, free, err := t.src.Space(ctx)
 		return [2]uint64{total, free}, err
 	})
@@ -383,9 +379,9 @@ func (t *tree) StatFs(cancel <-chan struct{}, _ *fuse.InHeader, out *fuse.Statfs
 
 const xattrPrefix = "user.hikae."
 
-func (t *tree) xattrs(cancel <-chan struct{}, ino uint64) ([]xattr, syscall.Errno) {
-	return attempt(t, cancel, "reading attributes failed", func(ctx context.Context) ([]xattr, error) {
-		n, err := t.node(ctx, ino)
+func (t *tree) xattrs(cancel <-chan struct{}, in *fuse.InHeader) ([]xattr, syscall.Errno) {
+	return attempt(t, in.Unique, cancel, "reading attributes failed", func(ctx context.Context) ([]xattr, error) {
+		n, err := t.node(ctx, in.NodeId)
 		if err != nil || n.gen == nil {
 			return nil, err
 		}
@@ -405,7 +401,7 @@ func (t *tree) GetXAttr(cancel <-chan struct{}, in *fuse.InHeader, name string, 
 	if !ok { // ls asks for access lists and labels of every file
 		return 0, fuse.ENODATA
 	}
-	attrs, errno := t.xattrs(cancel, in.NodeId)
+	attrs, errno := t.xattrs(cancel, in)
 	if errno != 0 {
 		return 0, fuse.Status(errno)
 	}
@@ -418,7 +414,7 @@ func (t *tree) GetXAttr(cancel <-chan struct{}, in *fuse.InHeader, name string, 
 }
 
 func (t *tree) ListXAttr(cancel <-chan struct{}, in *fuse.InHeader, dest []byte) (uint32, fuse.Status) {
-	attrs, errno := t.xattrs(cancel, in.NodeId)
+	attrs, errno := t.xattrs(cancel, in)
 	if errno != 0 {
 		return 0, fuse.Status(errno)
 	}

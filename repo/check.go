@@ -212,16 +212,27 @@ func (c *checker) structure(ctx context.Context) error {
 	return nil
 }
 
-// chain proves that each manifest names the one before. refs ascend by sequence.
+// chain proves that each manifest names the one before, or one that was forgotten
+// by who has the keys. refs ascend by sequence.
 func (c *checker) chain(ctx context.Context, refs []Ref) error {
 	var before string
+	var over bridges
+	if len(refs) > 0 {
+		var err error
+		over, err = c.r.readBridges(refs[0].VM)
+		if errors.Is(err, ErrDamaged) || errors.Is(err, ErrVersion) {
+			c.problem(Problem{What: err.Error(), Remedy: "copy the file back from another copy of the repository; it says which generations were forgotten on purpose"})
+		} else if err != nil {
+			return err
+		}
+	}
 	broken := false // the one before could not be read
 	for i, ref := range refs {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
 		g, err := c.r.Generation(ctx, ref)
-		if err == nil && !broken && g.manifest.Previous != before {
+		if err == nil && !broken && !over.lead(g.manifest.Previous, before) {
 			what := fmt.Sprintf("%v does not follow %v: a generation between them is gone, or one was changed", ref, refs[max(i-1, 0)])
 			if i == 0 {
 				what = fmt.Sprintf("%v had a generation before it that is gone", ref)

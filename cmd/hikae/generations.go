@@ -49,6 +49,7 @@ type generationLine struct {
 	BytesRead     int64     `json:"bytes_read"`
 	BytesStored   int64     `json:"bytes_stored"`
 	Seconds       float64   `json:"seconds"`
+	Held          bool      `json:"held"`
 	Error         string    `json:"error,omitempty"`
 }
 
@@ -71,10 +72,14 @@ func runGenerations(ctx context.Context, a *app.App, args []string) error {
 			return err
 		}
 	}
-	tab := ui.NewTable("VM", "GENERATION", ">SEQ", "MODE", "CONSISTENCY", ">CAPACITY", ">DATA", ">STORED", ">AGE")
+	tab := ui.NewTable("VM", "GENERATION", ">SEQ", "MODE", "CONSISTENCY", ">CAPACITY", ">DATA", ">STORED", ">AGE", "HELD")
 	var damaged error
 	for _, vm := range vms {
 		refs, err := r.Refs(ctx, vm)
+		if err != nil {
+			return err
+		}
+		held, err := r.Held(ctx, vm)
 		if err != nil {
 			return err
 		}
@@ -82,6 +87,11 @@ func runGenerations(ctx context.Context, a *app.App, args []string) error {
 			line, err := describeGeneration(ctx, r, ref)
 			if ctx.Err() != nil {
 				return context.Cause(ctx)
+			}
+			line.Held = held[ref.Sequence]
+			mark := ""
+			if line.Held {
+				mark = "held"
 			}
 			if err != nil {
 				// One unreadable generation must not hide the others.
@@ -96,11 +106,11 @@ func runGenerations(ctx context.Context, a *app.App, args []string) error {
 				continue
 			}
 			if err != nil {
-				tab.Row(vm, line.Generation, line.Sequence, "unreadable", "", "", "", "", ui.Duration(a.Clock().Sub(ref.Time)))
+				tab.Row(vm, line.Generation, line.Sequence, "unreadable", "", "", "", "", ui.Duration(a.Clock().Sub(ref.Time)), mark)
 				continue
 			}
 			tab.Row(vm, line.Generation, line.Sequence, line.Mode, line.Consistency,
-				ui.Size(line.BytesCapacity), ui.Size(line.BytesData), ui.Size(line.BytesStored), ui.Duration(a.Clock().Sub(ref.Time)))
+				ui.Size(line.BytesCapacity), ui.Size(line.BytesData), ui.Size(line.BytesStored), ui.Duration(a.Clock().Sub(ref.Time)), mark)
 		}
 	}
 	if tab.Len() > 0 {

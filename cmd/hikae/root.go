@@ -14,6 +14,7 @@ const (
 	groupBackup = "backup"
 	groupLook   = "look"
 	groupBack   = "back"
+	groupKeep   = "keep"
 )
 
 // newRoot puts the verbs together.
@@ -33,15 +34,16 @@ latest.`,
 		SilenceUsage:  true,
 		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
+	// The order of verbs in help is that of the road, not of the alphabet.
+	cobra.EnableCommandSorting = false
 	root.SetOut(a.UI.Out)
 	root.SetErr(a.UI.Err)
-	root.SetHelpCommandGroupID(groupSetup)
-	root.SetCompletionCommandGroupID(groupSetup)
 	root.AddGroup(
 		&cobra.Group{ID: groupSetup, Title: "To begin:"},
 		&cobra.Group{ID: groupBackup, Title: "To make copies:"},
 		&cobra.Group{ID: groupLook, Title: "To look at them:"},
 		&cobra.Group{ID: groupBack, Title: "To have them back:"},
+		&cobra.Group{ID: groupKeep, Title: "To let them go:"},
 	)
 	f := root.PersistentFlags()
 	f.StringVar(&a.Flags.Repo, "repo", "", "the repository: a directory, or a name from the configuration (HIKAE_REPO)")
@@ -58,10 +60,12 @@ latest.`,
 			root.AddCommand(c)
 		}
 	}
-	add(groupSetup, newInit(a), newKey(a), newHost(a), newVMs(a), newVersion(a))
+	add(groupSetup, newInit(a), newKey(a), newHost(a), newVMs(a))
 	add(groupBackup, newBackup(a), newImport(a))
-	add(groupLook, newGenerations(a), newShow(a), newCheck(a))
+	add(groupLook, newGenerations(a), newShow(a), newStats(a), newCheck(a))
+	add(groupKeep, newForget(a), newHold(a), newRelease(a))
 	add(groupBack, newMount(a), newUmount(a), newCopy(a), newRestore(a))
+	root.AddCommand(newVersion(a))
 	root.AddCommand(topics()...)
 	return root
 }

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"text/tabwriter"
 )
@@ -54,38 +55,41 @@ func (t *table) add(r row) {
 		fmt.Println(string(b))
 		return
 	}
-	say("%s, %s: %s", r.Step, r.Tool, strings.Join(strings.Fields(r.figures()), " "))
+	say("%s, %s: %s", r.Step, r.Tool, strings.Join(slices.DeleteFunc(r.figures(), func(s string) bool { return s == "" }), ", "))
 }
 
-func (r row) figures() string {
-	f := func(show bool, format string, v any) string {
+// headings are those of figures.
+var headings = []string{"time", "rate", "IOPS", "p50", "p99", "stored", "wire", "peak memory", "hikae is", ""}
+
+func (r row) figures() []string {
+	f := func(show bool, format string, v float64) string {
 		if !show {
 			return ""
 		}
 		return fmt.Sprintf(format, v)
 	}
-	return strings.Join([]string{
+	return []string{
 		f(r.Seconds > 0, "%.2f s", r.Seconds),
 		f(r.MBps > 0, "%.0f MB/s", r.MBps),
-		f(r.IOPS > 0, "%.0f IOPS", r.IOPS),
-		f(r.P50 > 0, "p50 %.0f µs", r.P50),
-		f(r.P99 > 0, "p99 %.0f µs", r.P99),
-		f(r.Stored > 0, "stored %.1f MiB", float64(r.Stored)/mib),
-		f(r.Wire > 0, "wire %.1f MiB", float64(r.Wire)/mib),
-		f(r.RSS > 0, "rss %.0f MiB", float64(r.RSS)/mib),
-		f(r.Ratio > 0, "hikae is %.2f ×", r.Ratio),
+		f(r.IOPS > 0, "%.0f /s", r.IOPS),
+		f(r.P50 > 0, "%.0f µs", r.P50),
+		f(r.P99 > 0, "%.0f µs", r.P99),
+		f(r.Stored > 0, "%.1f MiB", float64(r.Stored)/mib),
+		f(r.Wire > 0, "%.1f MiB", float64(r.Wire)/mib),
+		f(r.RSS > 0, "%.0f MiB", float64(r.RSS)/mib),
+		f(r.Ratio > 0, "%.2f ×", r.Ratio),
 		r.Note,
-	}, "\t")
+	}
 }
 
 func (t *table) flush() {
 	if t.json {
 		return
 	}
-	w := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', tabwriter.AlignRight)
-	fmt.Fprintln(w, "step\ttool\ttime\trate\tIOPS\tp50\tp99\tstored\twire\tpeak memory\tratio\t\t")
+	w := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(w, "step\ttool\t"+strings.Join(headings, "\t"))
 	for _, r := range t.rows {
-		fmt.Fprintf(w, "%s\t%s\t%s\t\n", r.Step, r.Tool, r.figures())
+		fmt.Fprintln(w, r.Step+"\t"+r.Tool+"\t"+strings.Join(r.figures(), "\t"))
 	}
 	if err := w.Flush(); err != nil {
 		fmt.Fprintln(os.Stderr, "hikaebench:", err)

@@ -1,12 +1,14 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"syscall"
 	"time"
 )
@@ -35,19 +37,25 @@ func (b *bench) rivals(ctx context.Context) error {
 	disk := filepath.Join(source, "disk.raw")
 	dir, mnt := b.path("rival"), b.path("rival-mnt")
 	cache := b.path("rival-cache")
-	common := append(os.Environ(), "HOME="+b.path("home"), "XDG_CACHE_HOME="+cache)
+	environ := func(own ...string) []string {
+		return slices.Concat(os.Environ(), []string{"HOME=" + b.path("home"), "XDG_CACHE_HOME=" + cache}, own)
+	}
 	list := []rival{
 		{
-			name: "restic", env: append(common, "RESTIC_REPOSITORY="+dir, "RESTIC_PASSWORD_FILE="+b.pass),
+			name: "restic", env: environ("RESTIC_REPOSITORY="+dir, "RESTIC_PASSWORD_FILE="+b.pass),
 			init:  []string{"init"},
 			store: func(p, label string) []string { return []string{"backup", "--tag", label, p} },
 			restore: func(label, to string) []string {
-				return []string{"restore", "latest", "--tag", label, "--target", to, "--sparse"}
+				args := []string{"restore", "latest", "--tag", label, "--target", to}
+				if offers(ctx, "--sparse", "restic", "restore", "--help") {
+					args = append(args, "--sparse") // since 0.15
+				}
+				return args
 			},
 			mount: []string{"mount", mnt},
 		},
 		{
-			name: "borg", env: append(common, "BORG_REPO="+dir, "BORG_PASSCOMMAND=cat "+b.pass, "BORG_BASE_DIR="+b.path("home")),
+			name: "borg", env: environ("BORG_REPO="+dir, "BORG_PASSCOMMAND=cat "+b.pass, "BORG_BASE_DIR="+b.path("home")),
 			init: []string{"init", "--encryption", "repokey-blake2"},
 			store: func(p, label string) []string {
 				return []string{"create", "--sparse", "--compression", "lz4", "--chunker-params", "fixed,131072", "::" + label, p}
@@ -55,7 +63,7 @@ func (b *bench) rivals(ctx context.Context) error {
 			restore: func(label, _ string) []string { return []string{"extract", "--sparse", "::" + label} },
 		},
 		{
-			name: "kopia", env: append(common, "KOPIA_PASSWORD=correct horse battery staple", "KOPIA_CHECK_FOR_UPDATES=false"),
+			name: "kopia", env: environ("KOPIA_PASSWORD=correct horse battery staple", "KOPIA_CHECK_FOR_UPDATES=false"),
 			init:  []string{"repository", "create", "filesystem", "--path", dir},
 			setup: [][]string{{"policy", "set", "--global", "--compression", "zstd-fastest"}},
 			store: func(p, _ string) []string { return []string{"snapshot", "create", filepath.Dir(p)} },
@@ -76,6 +84,12 @@ func (b *bench) rivals(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// offers tells whether a program's help names a flag.
+func offers(ctx context.Context, flag, program string, help ...string) bool {
+	out, err := exec.CommandContext(ctx, program, help...).CombinedOutput()
+	return err == nil && bytes.Contains(out, []byte(flag))
 }
 
 func (b *bench) rival(ctx context.Context, r rival, disk, dir, mnt string) error {

@@ -28,8 +28,9 @@ type Type uint8
 
 // Types of files.
 const (
-	Manifest Type = 1
-	Identity Type = 2
+	Manifest  Type = 1
+	Identity  Type = 2
+	Forgotten Type = 3
 )
 
 // Sizes, in bytes.
