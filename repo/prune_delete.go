@@ -159,7 +159,7 @@ func (p *pruner) copyLive(ctx context.Context, k *prunePack) error {
 	if err != nil {
 		return err
 	}
-	defer f.Close()
+	defer func() { _ = f.Close() }()
 	records, err := f.Records()
 	if err != nil {
 		return err

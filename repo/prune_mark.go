@@ -294,7 +294,7 @@ func (p *pruner) records(k packKey) ([]block.Record, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer f.Close()
+	defer func() { _ = f.Close() }()
 	return f.Records()
 }
 
