@@ -76,25 +76,31 @@ func (f *fate) goneDirs() map[string]bool {
 }
 
 // dropRecords takes the records of packs out of the index, and removes segments that
-// nobody needs. While sessions are open, segments stay: they may be reading them.
+// nobody needs. While sessions are open, superseded ones stay: they may be reading them.
 func (p *pruner) dropRecords(ctx context.Context, gone map[block.Handle]bool) error {
 	r := p.r
 	files := p.index.Superseded()
+	var emptied []string
 	if len(gone) > 0 {
 		var err error
 		r.segMu.Lock()
 		r.segOwner = p.session.id
-		files, err = p.index.Compact(ctx, func(h block.Handle) bool { return gone[h] })
+		files, emptied, err = p.index.Compact(ctx, func(h block.Handle) bool { return gone[h] })
 		r.segMu.Unlock()
 		if err != nil {
 			return fmt.Errorf("take deleted packs out of the index: %w", err)
 		}
 	}
+	open, err := p.openSessions(false)
+	if err != nil {
+		return err
+	}
+	if len(open) > 0 {
+		files = nil
+	}
+	files = append(files, emptied...)
 	if len(files) == 0 {
 		return nil
-	}
-	if open, err := p.openSessions(false); err != nil || len(open) > 0 {
-		return err
 	}
 	p.index.Forget(files)
 	for _, name := range files {

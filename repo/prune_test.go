@@ -4,12 +4,12 @@ import (
 	"bytes"
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"math/rand/v2"
 	"regexp"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -437,89 +437,24 @@ func TestCondemnedFiles(t *testing.T) {
 	}
 }
 
-// pruneStory is a repository with everything to do for a prune: dead packs, sparse
-// ones, some condemned before. Its prune fails at operation k.
-func pruneStory(t *testing.T, plan fsx.Plan, crash bool) (fired bool) {
-	t.Helper()
-	mem := fsx.NewMem()
-	initMem(t, mem)
-	r := mustOpen(t, mem)
-	base := noise(1, 6)
-	contents := map[Ref][]byte{}
-	contents[mustBackup(t, r, testVM, 0, base)] = base
-	goes := mustBackup(t, r, VMID{"esx1", "a"}, 1, noise(2, 5))
-	without(t, r, goes)
-	mustPrune(t, r, PruneOptions{})
-	ref, content := sparse(t, r)
-	contents[ref] = content
-	without(t, r, mustBackup(t, r, VMID{"esx1", "b"}, 2, noise(3, 5)))
-	if err := r.Close(); err != nil {
-		t.Fatal(err)
-	}
+// refusing is storage that takes no locks, as a read-only mount.
+type refusing struct{ fsx.FS }
 
-	faulty := fsx.NewFaulty(mem)
-	r, err := openMem(faulty)
+func (refusing) Lock(string, bool, bool) (io.Closer, error) { return nil, syscall.EROFS }
+
+func TestPinOnReadOnlyStorage(t *testing.T) {
+	mem, _ := newMem(t)
+	r := mustOpen(t, refusing{mem})
+	defer r.Close()
+	files := mem.Files()
+	p, err := r.Pin(context.Background())
 	if err != nil {
 		t.Fatal(err)
 	}
-	faulty.Plan(plan)
-	var pruned error
-	for range 2 {
-		if _, err := r.Prune(context.Background(), PruneOptions{}); err != nil {
-			pruned = err
-			break
-		}
-	}
-	fired = faulty.Fired()
-	if !fired && pruned != nil {
-		t.Fatal(pruned)
-	}
-	if n := faulty.RetriedSyncs(); n > 0 {
-		t.Fatalf("%d syncs were tried again after they failed", n)
-	}
-	if err := r.Close(); err != nil && !fired {
+	if err := errors.Join(p.Close(), p.Close()); err != nil {
 		t.Fatal(err)
 	}
-	if crash && fired {
-		mem.Crash(rand.New(rand.NewPCG(uint64(plan.At), 5)))
-	}
-
-	r = mustOpen(t, mem)
-	defer r.Close()
-	clean(t, r)
-	for range 3 {
-		mustPrune(t, r, PruneOptions{})
-	}
-	for ref, content := range contents {
-		same(t, openDisk(t, r, ref), content)
-	}
-	tidy(t, mem, r)
-	return fired
-}
-
-func TestPruneFailsAnywhere(t *testing.T) {
-	for _, c := range []struct {
-		mode     fsx.Mode
-		ops      fsx.Op
-		at, step int
-	}{
-		{fsx.CrashNow, fsx.OpAny, 1, 13},
-		{fsx.CrashNow, fsx.OpChanges, 1, 3},
-		{fsx.FailOnce, fsx.OpAny, 3, 11},
-		{fsx.FailAfter, fsx.OpChanges, 2, 5},
-		{fsx.NoSpace, fsx.OpChanges, 1, 5},
-	} {
-		t.Run(fmt.Sprint(c.mode, c.ops), func(t *testing.T) {
-			for k := c.at; ; k += c.step {
-				fired := pruneStory(t, fsx.Plan{Ops: c.ops, Mode: c.mode, At: k}, c.mode == fsx.CrashNow)
-				if t.Failed() {
-					t.Fatalf("at operation %d", k)
-				}
-				if !fired {
-					t.Logf("about %d operations", k-1)
-					return
-				}
-			}
-		})
+	if got := mem.Files(); !slices.Equal(got, files) {
+		t.Fatalf("%v became %v", files, got)
 	}
 }

@@ -15,19 +15,19 @@ import (
 )
 
 // Compact writes what is live anew as one segment, without the records whose pack
-// is gone, and returns the files that nobody needs any more: those that the new
-// segment supersedes, and those that it could not supersede because no record is
-// left. It deletes nothing. Records added and not flushed are not looked at. It waits
+// is gone, and returns the files that nobody needs any more: superseded ones, and, if no
+// record is left, so that there is no new segment, the emptied ones. It deletes
+// nothing. Records added and not flushed are not looked at. It waits
 // while another process is merging. Damage met on the way is reported as in Lookup;
 // the segment concerned is left alone. gone is called from one goroutine.
-func (x *Index) Compact(ctx context.Context, gone func(block.Handle) bool) ([]string, error) {
+func (x *Index) Compact(ctx context.Context, gone func(block.Handle) bool) (superseded, emptied []string, err error) {
 	lock, err := x.lockForMerging(ctx)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	defer lock.Close()
 	if err := x.Reload(ctx); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	for {
 		var parts []*segment
@@ -42,11 +42,11 @@ func (x *Index) Compact(ctx context.Context, gone func(block.Handle) bool) ([]st
 		x.mu.RUnlock()
 		emptied, err := x.compact(ctx, parts, gone)
 		if err == nil {
-			return append(x.Superseded(), emptied...), nil
+			return x.Superseded(), emptied, nil
 		}
 		s := culprit(parts, err)
 		if s == nil {
-			return nil, err
+			return nil, nil, err
 		}
 		x.report(s, err)
 	}

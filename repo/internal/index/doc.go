@@ -89,7 +89,8 @@
 //  3. a merged segment holds all records of those it supersedes, and names also
 //     those that they name, as long as they exist: so a reader that begins with
 //     the largest file need not open what is superseded;
-//  4. a superseded segment may be deleted once its successor lasts. Writers do not.
+//  4. a superseded segment may be deleted once its successor lasts. Writers do not;
+//  5. who deleted packs leaves their records out of a merged segment.
 //
 // Merging joins segments of about the same size as soon as there are eight of
 // them, so a record is copied about once for each power of eight in the number of

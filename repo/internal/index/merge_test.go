@@ -5,6 +5,7 @@ import (
 	"strings"
 	"testing"
 
+	"hikae/repo/internal/block"
 	"hikae/repo/internal/fsx"
 )
 
@@ -95,5 +96,54 @@ func TestPlan(t *testing.T) {
 	}
 	if p := plan(live); len(p) != 8 {
 		t.Errorf("%d small ones merged", len(p))
+	}
+}
+
+// TestCompact: records of packs that are gone are found no more, all others are; and
+// when none is left there is no segment.
+func TestCompact(t *testing.T) {
+	m, ring := newMem(t), newRing(t)
+	x := open(t, m, ring)
+	for i := range 3 {
+		addRange(x, i*500, i*500+500)
+		flush(t, x)
+	}
+	even := func(h block.Handle) bool { return h%4 == 1 }
+	var all, odd int
+	must(t, x.Each(t.Context(), func(r block.Record) error {
+		all++
+		if !even(r.Pack) {
+			odd++
+		}
+		return nil
+	}))
+	if odd == 0 || odd == all {
+		t.Fatalf("%d of %d records are in odd places", odd, all)
+	}
+	superseded, emptied, err := x.Compact(t.Context(), even)
+	must(t, err)
+	if len(superseded) != 3 || len(emptied) != 0 || len(x.Segments()) != 1 {
+		t.Fatalf("%v are superseded, %v emptied, %v in use", superseded, emptied, x.Segments())
+	}
+	x.Forget(superseded)
+	for _, name := range superseded {
+		must(t, m.Remove(name))
+	}
+	again := open(t, m, ring)
+	left := 0
+	must(t, again.Each(t.Context(), func(r block.Record) error {
+		if left++; even(r.Pack) {
+			t.Errorf("a record of pack %v is left", r.Pack)
+		}
+		return nil
+	}))
+	if left != odd {
+		t.Errorf("%d records are left of %d", left, odd)
+	}
+	must(t, again.Verify(t.Context(), again.Segments()[0].File))
+	_, emptied, err = again.Compact(t.Context(), func(block.Handle) bool { return true })
+	must(t, err)
+	if len(emptied) != 1 || len(again.Segments()) != 0 {
+		t.Fatalf("%v emptied, %v in use", emptied, again.Segments())
 	}
 }
