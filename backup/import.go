@@ -1,6 +1,7 @@
 package backup
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -8,6 +9,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -91,7 +93,7 @@ func (m *importing) run(ctx context.Context) (err error) {
 	m.meter.begin(PhaseCheck, 0, "")
 	if !m.NoParent {
 		var why string
-		if m.parent, why, err = newest(ctx, m.Repo, m.VM); err != nil {
+		if m.parent, why, err = before(ctx, m.Repo, m.VM, lastStored); err != nil {
 			return err
 		}
 		if why != "" {
@@ -458,4 +460,10 @@ func (s *imageSource) ReadAtContext(ctx context.Context, p []byte, off int64) (i
 	n, err := s.image.ReadAtContext(ctx, p, off)
 	forget(s.file, off, int64(n))
 	return n, err
+}
+
+// lastStored is the parent of an import: whatever came into the repository last,
+// in the order in which the operator brings old copies, whatever their times.
+func lastStored(refs []repo.Ref) repo.Ref {
+	return slices.MaxFunc(refs, func(a, b repo.Ref) int { return cmp.Compare(a.Sequence, b.Sequence) })
 }

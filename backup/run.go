@@ -167,7 +167,7 @@ func supported(vm *esxi.VM) error {
 func (r *run) findParent(ctx context.Context) error {
 	var err error
 	var why string
-	r.parent, why, err = newest(ctx, r.Repo, repo.VMID{Host: r.HostName, Name: r.VM})
+	r.parent, why, err = before(ctx, r.Repo, repo.VMID{Host: r.HostName, Name: r.VM}, repo.Latest)
 	if err != nil {
 		return err
 	}
@@ -181,16 +181,18 @@ func (r *run) findParent(ctx context.Context) error {
 	return deltaRoom(stores, r.vm, r.parent)
 }
 
-// newest opens the newest generation of a VM; nil when there is none, or, with
-// the reason, when it cannot be read: then the run does without.
-func newest(ctx context.Context, rp *repo.Repository, vm repo.VMID) (*parent, string, error) {
-	ref, err := rp.Resolve(ctx, vm, "latest")
-	if errors.Is(err, repo.ErrNotFound) {
+// before opens the generation of a VM that pick chooses as the parent; nil when
+// there is none, or, with the reason, when it cannot be read: then the run does
+// without.
+func before(ctx context.Context, rp *repo.Repository, vm repo.VMID, pick func([]repo.Ref) repo.Ref) (*parent, string, error) {
+	refs, err := rp.Refs(ctx, vm)
+	if errors.Is(err, repo.ErrNotFound) || err == nil && len(refs) == 0 {
 		return nil, "", nil
 	}
 	if err != nil {
 		return nil, "", err
 	}
+	ref := pick(refs)
 	gen, err := rp.Generation(ctx, ref)
 	if errors.Is(err, repo.ErrDamaged) || errors.Is(err, repo.ErrNotFound) {
 		return nil, fmt.Sprintf("the previous generation %s cannot be read, nothing is taken from it: %s", ref.Name(), oneLine(err)), nil

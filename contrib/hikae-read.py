@@ -665,16 +665,16 @@ class Repository:
             raise Error("%s belongs to another repository." % where)
         return epoch, salt
 
-    MANIFEST = r"([0-9]{10}|[1-9][0-9]{10,19})-([0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}-[0-9]{2}-[0-9]{2}Z)"
+    MANIFEST = r"([0-9]{10}|[1-9][0-9]{10,19})-([0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}-[0-9]{2}-[0-9]{2}Z)(-imported)?"
 
     def directory(self, host, vm):
         mac = mac256(self.id_subkey("name"), host.encode() + b"\0" + vm.encode())
         return "generations/" + mac[:16].hex()
 
     def generations(self, directory):
-        """(sequence, time) of each, by file names alone (§5.1)."""
-        found = (re.fullmatch(self.MANIFEST, n).groups() for n in self.names(directory, self.MANIFEST))
-        return sorted((int(s), t) for s, t in found)
+        """(sequence, time, file name) of each, by file names alone (§5.1)."""
+        found = (re.fullmatch(self.MANIFEST, n) for n in self.names(directory, self.MANIFEST))
+        return sorted((int(m[1]), m[2], m[0]) for m in found)
 
     def vms(self):
         """(directory, host, VM) of each; an Error in place of the host where the identity cannot be read."""
@@ -695,11 +695,11 @@ class Repository:
         if not host or not vm or not time:
             raise Error("A generation is named HOST/VM@TIME, as list shows it.")
         d = self.directory(host, vm)
-        found = [(s, t) for s, t in self.generations(d) if t == time.replace(":", "-")]
+        found = [g for g in self.generations(d) if g[1] == time.replace(":", "-")]
         if len(found) != 1:
             raise Error("There %s %s." % ("are two generations" if found else "is no generation", shown(selector)))
-        seq, time = found[0]
-        name = "%s/%010d-%s" % (d, seq, time)
+        seq, time, name = found[0]
+        name = "%s/%s" % (d, name)
         m = self.sealed_file(name, 1)
         check_version(field(m, "format", int, name), name)
         same = field(m, "sequence", int, name) == seq and field(m, "time", str, name) == rfc3339(time)
@@ -994,7 +994,7 @@ def cmd_list(repository, args):
             print(why(host), file=sys.stderr)
             bad = 1
             continue
-        for sequence, time in repository.generations(directory):
+        for sequence, time, _ in repository.generations(directory):
             print("%s/%s@%s  sequence %d" % (shown(host), shown(vm), time, sequence))
     return bad
 

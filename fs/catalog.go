@@ -9,6 +9,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"hikae/repo"
 )
 
 // catalog knows which hosts, VMs and generations there are. It asks the source
@@ -281,10 +283,14 @@ func (c *catalog) generation(ctx context.Context, sequence uint64) (*genDir, err
 	return nil, errGone
 }
 
-// latest is the generation made last: by sequence, since clocks can be wrong.
+// latest is the generation made last, as the repository counts.
 func latest(gens []*genDir) *genDir {
 	if len(gens) == 0 {
 		return nil
 	}
-	return slices.MaxFunc(gens, func(a, b *genDir) int { return cmpUint(a.ref.sequence, b.ref.sequence) })
+	refs := make([]repo.Ref, len(gens))
+	for i, g := range gens {
+		refs[i] = g.ref.repo()
+	}
+	return gens[slices.Index(refs, repo.Latest(refs))]
 }

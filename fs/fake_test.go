@@ -83,7 +83,7 @@ func (s *fakeSource) VMs(ctx context.Context) ([]vmID, error) {
 }
 
 func (g *fakeGeneration) ref() ref {
-	return ref{vmID{g.Host, g.VM}, g.Sequence, g.Time, g.Time.UTC().Format("2006-01-02T15-04-05Z")}
+	return ref{vmID{g.Host, g.VM}, g.Sequence, g.Time, g.Time.UTC().Format("2006-01-02T15-04-05Z"), false}
 }
 
 func (s *fakeSource) Refs(ctx context.Context, vm vmID) ([]ref, error) {

@@ -74,13 +74,18 @@ func (s repository) Refs(ctx context.Context, vm vmID) ([]ref, error) {
 	}
 	all := make([]ref, len(refs))
 	for i, r := range refs {
-		all[i] = ref{vm, r.Sequence, r.Time, r.Name()}
+		all[i] = ref{vm, r.Sequence, r.Time, r.Name(), r.Imported}
 	}
 	return all, nil
 }
 
+// repo is the reference as the repository knows it.
+func (r ref) repo() repo.Ref {
+	return repo.Ref{VM: repo.VMID{Host: r.vm.host, Name: r.vm.name}, Sequence: r.sequence, Time: r.time, Imported: r.imported}
+}
+
 func (s repository) Open(ctx context.Context, r ref) (*snapshot, error) {
-	g, err := s.r.Generation(ctx, repo.Ref{VM: repo.VMID{Host: r.vm.host, Name: r.vm.name}, Sequence: r.sequence, Time: r.time})
+	g, err := s.r.Generation(ctx, r.repo())
 	if err != nil {
 		return nil, known(err)
 	}

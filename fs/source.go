@@ -46,6 +46,7 @@ type ref struct {
 	sequence uint64
 	time     time.Time
 	name     string // of its folder
+	imported bool
 }
 
 func (r ref) String() string { return r.vm.String() + "@" + r.name }

@@ -156,7 +156,7 @@ func (s *Session) publishManifest(ctx context.Context, m Manifest) (Ref, error) 
 	if err := ctx.Err(); err != nil {
 		return Ref{}, err
 	}
-	ref := Ref{VM: m.VM, Sequence: m.Sequence, Time: m.Time}
+	ref := Ref{VM: m.VM, Sequence: m.Sequence, Time: m.Time, Imported: m.Mode == ModeImport}
 	return ref, write(sealed.Manifest, r.manifestPath(ref), &m)
 }
 

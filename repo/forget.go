@@ -156,14 +156,14 @@ func (r *Repository) Forget(ctx context.Context, refs []Ref, o ForgetOptions) er
 
 func (r *Repository) forget(ctx context.Context, refs []Ref, o ForgetOptions) error {
 	r.cleanForgetTmp()
-	gone := map[VMID]map[Ref]bool{}
+	gone := map[VMID]map[string]Ref{} // by file name
 	var vms []VMID
 	for _, ref := range refs {
 		if gone[ref.VM] == nil {
-			gone[ref.VM] = map[Ref]bool{}
+			gone[ref.VM] = map[string]Ref{}
 			vms = append(vms, ref.VM)
 		}
-		gone[ref.VM][ref] = true
+		gone[ref.VM][ref.fileName()] = ref
 	}
 	parents, err := r.sessionParents()
 	if err != nil {
@@ -204,7 +204,7 @@ type link struct {
 }
 
 // planForget sees to it that a VM's generations may go, and builds the bridges.
-func (r *Repository) planForget(ctx context.Context, vm VMID, gone map[Ref]bool, parents map[string]bool, o ForgetOptions) (*forgetting, error) {
+func (r *Repository) planForget(ctx context.Context, vm VMID, gone map[string]Ref, parents map[string]bool, o ForgetOptions) (*forgetting, error) {
 	siblings, err := r.entries(r.vmDir(vm), vm)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, err
@@ -237,10 +237,10 @@ func (r *Repository) planForget(ctx context.Context, vm VMID, gone map[Ref]bool,
 			there[l.sum] = true
 		}
 		chain = append(chain, l)
-		if !gone[ref] {
+		if _, goes := gone[ref.fileName()]; !goes {
 			continue
 		}
-		delete(gone, ref)
+		delete(gone, ref.fileName())
 		p.gone = append(p.gone, ref)
 		switch {
 		case held[ref.Sequence]:
@@ -249,7 +249,7 @@ func (r *Repository) planForget(ctx context.Context, vm VMID, gone map[Ref]bool,
 			return nil, fmt.Errorf("%v is %w; try again when it has ended", ref, ErrInUse)
 		}
 	}
-	for ref := range gone {
+	for _, ref := range gone {
 		return nil, fmt.Errorf("%v: %w", ref, ErrNotFound)
 	}
 	if newest >= 0 && !o.Force && slices.Contains(p.gone, chain[newest].ref) {

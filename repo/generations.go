@@ -34,8 +34,9 @@ func (r *Repository) entries(dir string, vm VMID) ([]Ref, error) {
 	}
 	var refs []Ref
 	for _, e := range list {
-		if seq, t, ok := parseRefFile(e.Name()); ok && !e.IsDir() {
-			refs = append(refs, Ref{VM: vm, Sequence: seq, Time: t})
+		if ref, ok := parseRefFile(e.Name()); ok && !e.IsDir() {
+			ref.VM = vm
+			refs = append(refs, ref)
 		}
 	}
 	slices.SortFunc(refs, func(a, b Ref) int { return cmp.Compare(a.Sequence, b.Sequence) })
@@ -156,7 +157,7 @@ func (r *Repository) Refs(ctx context.Context, vm VMID) ([]Ref, error) {
 	return refs, nil
 }
 
-// Resolve finds the generation that a selector names: "latest" (by sequence), a
+// Resolve finds the generation that a selector names: "latest" (as Latest says), a
 // time as Ref.Name shows it (colons will do for its dashes), the beginning of one
 // such time, or a sequence number. It is ErrNotFound or ErrAmbiguous otherwise.
 func (r *Repository) Resolve(ctx context.Context, vm VMID, selector string) (Ref, error) {

@@ -1,7 +1,9 @@
 package repo
 
 import (
+	"cmp"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -75,6 +77,9 @@ type Ref struct {
 	VM       VMID
 	Sequence uint64    // the repository's own counter; it never goes back
 	Time     time.Time // UTC, whole seconds
+	// Imported tells that the time was given by hand: an old copy that was
+	// taken over late has an old time and a high sequence number.
+	Imported bool
 }
 
 // Name returns the generation's time as "2026-11-22T02-00-00Z", unique within
@@ -85,23 +90,52 @@ func (r Ref) Name() string { return r.Time.UTC().Format(nameTime) }
 func (r Ref) String() string { return r.VM.String() + "@" + r.Name() }
 
 // fileName is the name of the generation's manifest within its VM's directory.
-func (r Ref) fileName() string { return fmt.Sprintf("%010d-%s", r.Sequence, r.Name()) }
+func (r Ref) fileName() string {
+	s := fmt.Sprintf("%010d-%s", r.Sequence, r.Name())
+	if r.Imported {
+		s += importedSuffix
+	}
+	return s
+}
+
+const importedSuffix = "-imported"
 
 // parseRefFile reads what fileName wrote; ok is false for any other name.
-func parseRefFile(s string) (seq uint64, t time.Time, ok bool) {
-	digits, stamp, ok := strings.Cut(s, "-")
+func parseRefFile(s string) (r Ref, ok bool) {
+	rest, imported := strings.CutSuffix(s, importedSuffix)
+	digits, stamp, ok := strings.Cut(rest, "-")
 	if !ok || len(digits) < 10 || len(digits) > 19 {
-		return 0, time.Time{}, false
+		return Ref{}, false
 	}
 	seq, err := strconv.ParseUint(digits, 10, 63)
 	if err != nil {
-		return 0, time.Time{}, false
+		return Ref{}, false
 	}
-	t, err = time.Parse(nameTime, stamp)
-	if err != nil || (Ref{Sequence: seq, Time: t}).fileName() != s {
-		return 0, time.Time{}, false
+	t, err := time.Parse(nameTime, stamp)
+	r = Ref{Sequence: seq, Time: t, Imported: imported}
+	if err != nil || r.fileName() != s {
+		return Ref{}, false
 	}
-	return seq, t, true
+	return r, true
+}
+
+// Latest returns the generation of a VM that was made last. Of those that
+// backups made it is the one with the highest sequence number: a clock that was
+// set back must not hide it. Imported ones, whose numbers say nothing about
+// their age, count by their time and only where there are no others. It panics
+// on an empty list.
+func Latest(refs []Ref) Ref {
+	return slices.MaxFunc(refs, func(a, b Ref) int {
+		switch {
+		case a.Imported != b.Imported && b.Imported:
+			return 1
+		case a.Imported != b.Imported:
+			return -1
+		case a.Imported && !a.Time.Equal(b.Time):
+			return a.Time.Compare(b.Time)
+		}
+		return cmp.Compare(a.Sequence, b.Sequence)
+	})
 }
 
 // resolve picks the one reference that the selector names. Refs are ascending
@@ -114,14 +148,7 @@ func resolve(vm VMID, refs []Ref, selector string) (Ref, error) {
 		return Ref{}, fmt.Errorf("an empty selector names no generation of %v: write latest, a time, or a sequence number: %w", vm, ErrNotFound)
 	}
 	if selector == "latest" {
-		// by sequence: a clock that was set back must not hide the newest one
-		last := refs[0]
-		for _, r := range refs {
-			if r.Sequence > last.Sequence {
-				last = r
-			}
-		}
-		return last, nil
+		return Latest(refs), nil
 	}
 	stamp := strings.ReplaceAll(selector, ":", "-")
 	var found []Ref

@@ -112,16 +112,40 @@ func TestResolve(t *testing.T) {
 	}
 }
 
+// TestLatest: an old copy that was taken over late is not the latest.
+func TestLatest(t *testing.T) {
+	at := func(day int) time.Time { return time.Date(2026, 11, day, 2, 0, 0, 0, time.UTC) }
+	backup := func(seq uint64, day int) Ref { return Ref{Sequence: seq, Time: at(day)} }
+	imported := func(seq uint64, day int) Ref { return Ref{Sequence: seq, Time: at(day), Imported: true} }
+	for _, c := range []struct {
+		refs []Ref
+		want Ref
+	}{
+		{[]Ref{backup(1, 10), backup(2, 11)}, backup(2, 11)},
+		{[]Ref{backup(1, 10), backup(2, 9)}, backup(2, 9)}, // the clock was set back
+		{[]Ref{backup(1, 10), imported(2, 3), imported(3, 20)}, backup(1, 10)},
+		{[]Ref{imported(5, 8), imported(6, 3), imported(4, 5)}, imported(5, 8)},
+	} {
+		if got := Latest(c.refs); got != c.want {
+			t.Errorf("%v: %v", c.refs, got)
+		}
+		if got, err := resolve(testVM, c.refs, "latest"); err != nil || got != c.want {
+			t.Errorf("%v: resolved to %v, %v", c.refs, got, err)
+		}
+	}
+}
+
 func FuzzRefFile(f *testing.F) {
 	f.Add("0000000007-2026-11-22T02-00-00Z")
 	f.Add("12345678901-2026-11-22T02-00-00Z")
+	f.Add("0000000007-2026-11-22T02-00-00Z-imported")
 	f.Add("0000000007-2026-11-22T02-00-00Z.tmp")
 	f.Add("00000000007-2026-11-22T02-00-00Z")
 	f.Add("identity")
 	f.Fuzz(func(t *testing.T, s string) {
-		seq, at, ok := parseRefFile(s)
-		if ok && (Ref{Sequence: seq, Time: at}).fileName() != s {
-			t.Fatalf("%q is %d, %v", s, seq, at)
+		r, ok := parseRefFile(s)
+		if ok && r.fileName() != s {
+			t.Fatalf("%q is %v", s, r)
 		}
 	})
 }
