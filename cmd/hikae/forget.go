@@ -342,7 +342,7 @@ func sayForgotten(a *app.App, n int, dryRun bool) {
 	case n == 0:
 		a.UI.Infof("nothing to forget")
 	default:
-		a.UI.Infof("%s forgotten; their blocks still take room until the repository is pruned", count)
+		a.UI.Infof("%s forgotten; their blocks take room until hikae prune frees it", count)
 	}
 }
 
