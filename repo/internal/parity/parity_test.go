@@ -77,7 +77,7 @@ func TestBeyond(t *testing.T) {
 // TestDamaged damages file and sidecar at will: what comes out is the file, or
 // an error.
 func TestDamaged(t *testing.T) {
-	file := random(5, 60*cell+77)
+	file := random(5, 30*cell+77)
 	side := build(t, file, 5)
 	rapid.Check(t, func(t *rapid.T) {
 		f, s := bytes.Clone(file), bytes.Clone(side)
@@ -102,7 +102,7 @@ func TestDamaged(t *testing.T) {
 		}
 	})
 	// One flip in either head alone never hurts.
-	for at := 0; at < len(side); at += 1 + len(side)/97 {
+	for at := 0; at < len(side); at += 1 + len(side)/41 {
 		s := bytes.Clone(side)
 		s[at] ^= 1
 		f := bytes.Clone(file)
