@@ -27,10 +27,9 @@ const (
 	blockSize = 128 << 10
 )
 
-// tree answers the kernel's requests. What is not implemented here the kernel
-// either refuses by itself, the mount being read-only, or takes "not
-// implemented" for an answer: Access and permissions (default_permissions),
-// Fsync, Statx, locks.
+// tree answers the kernel's requests. Those it has no method for the kernel either
+// refuses by itself, the mount being read-only, or does without: Access and
+// permissions (default_permissions), Fsync, Statx, locks.
 type tree struct {
 	fuse.RawFileSystem
 	src        source
