@@ -37,12 +37,18 @@ for target in "${targets[@]}"; do
 		go test -c -fuzz=Fuzz -o "$work/fuzz.test" "$dir"
 		last=$dir
 	fi
-	if ! (cd "$dir" && "$work/fuzz.test" -test.run='^$' -test.fuzz="^$name\$" -test.fuzztime="${each}s" \
+	if (cd "$dir" && "$work/fuzz.test" -test.run='^$' -test.fuzz="^$name\$" -test.fuzztime="${each}s" \
 		-test.fuzzminimizetime=5s -test.fuzzcachedir="$work/cache" -test.parallel=2) >"$work/log" 2>&1; then
-		echo "fuzz: $dir: $name FAILED"
-		cat "$work/log"
-		failed=1
+		continue
 	fi
+	# The fuzzing engine sometimes reports the end of its own time as a failure on a
+	# busy machine (golang/go#75804, mended in Go 1.27). A real finding always names its input.
+	if grep -qx '    context deadline exceeded' "$work/log" && ! grep -q -e 'Failing input' -e panic -e 'fuzzing process' "$work/log"; then
+		continue
+	fi
+	echo "fuzz: $dir: $name FAILED"
+	cat "$work/log"
+	failed=1
 done
 ((failed)) || echo "fuzz: ok"
 exit "$failed"
