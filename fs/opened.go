@@ -11,7 +11,7 @@ import (
 	"sync"
 	"time"
 
-	"hikae/fs/internal/parttable"
+	"hikae/repo/guest/parttable"
 )
 
 // opened is a generation whose manifest has been read.
