@@ -17,6 +17,9 @@ type Options struct {
 	User, Password string
 	// Free is the licence without the right to change anything by SOAP.
 	Free bool
+	// Edition is the release of ESXi to play: "6.5", "6.7", "7.0" or "8.0"; ""
+	// is the newest.
+	Edition string
 	// VMFS is the volume's version, 5 or 6; 0 is 6. It decides the format of
 	// snapshot links as it does on ESXi.
 	VMFS int
@@ -40,6 +43,8 @@ type VMOptions struct {
 	ChangeTracking bool // enabled before the guest writes anything
 	Thin           bool // else thick, lazily zeroed
 	PowerOn        bool
+	// Hardware is the virtual hardware version; 0 is the edition's newest.
+	Hardware int
 }
 
 // Way counts what crossed the host's edge by one way: whole requests, and

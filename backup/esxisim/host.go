@@ -59,6 +59,7 @@ const PrivateDir = hv.PrivateDir
 // Host is a running simulated host. Its methods are safe for concurrent use.
 type Host struct {
 	o        Options
+	edition  edition
 	log      *slog.Logger
 	hv       *hv.Host
 	model    *simulator.Model
@@ -150,7 +151,11 @@ func Start(ctx context.Context, o Options) (*Host, error) {
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
-	h := &Host{o: o, log: o.Logger, transfer: make(chan struct{}, o.MaxInFlight), projects: map[int]*sync.Mutex{}}
+	e, err := findEdition(o.Edition)
+	if err != nil {
+		return nil, err
+	}
+	h := &Host{o: o, edition: e, log: o.Logger, transfer: make(chan struct{}, o.MaxInFlight), projects: map[int]*sync.Mutex{}}
 	h.ctx, h.cancel = context.WithCancel(context.WithoutCancel(ctx))
 	h.waits.stops = map[string][]chan struct{}{}
 	h.sessions = sessions{clock: o.Clock, timeout: o.SessionTimeout, ended: h.endSession, seen: map[string]time.Time{}}
@@ -162,7 +167,7 @@ func Start(ctx context.Context, o Options) (*Host, error) {
 
 func (h *Host) start(ctx context.Context) (err error) {
 	h.hv, err = hv.Open(ctx, hv.Options{
-		Dir: h.o.Dir, Datastore: datastoreName, Capacity: h.o.DatastoreBytes, VMFS: h.o.VMFS,
+		Dir: h.o.Dir, Datastore: datastoreName, Capacity: h.o.DatastoreBytes, VMFS: h.o.VMFS, Hardware: h.edition.hardware,
 		Clock: h.o.Clock, Logger: h.log, Changed: h.project,
 	})
 	if err != nil {
@@ -234,6 +239,9 @@ func (h *Host) Close() error {
 	return h.closing
 }
 
+// Edition is the release of ESXi that the host plays: "8.0".
+func (h *Host) Edition() string { return h.edition.name }
+
 // Address is where the host serves, "127.0.0.1:port".
 func (h *Host) Address() string { return h.listener.Addr().String() }
 
@@ -250,7 +258,7 @@ func (h *Host) Password() string { return h.o.Password }
 // ImportVM makes a VM whose disks hold the raw images' content, in the order of
 // its controllers. Holes stay holes.
 func (h *Host) ImportVM(ctx context.Context, name string, raws []string, o VMOptions) error {
-	vm, err := h.hv.Import(ctx, name, raws, hv.ImportOptions{ChangeTracking: o.ChangeTracking, Thin: o.Thin})
+	vm, err := h.hv.Import(ctx, name, raws, hv.ImportOptions{ChangeTracking: o.ChangeTracking, Thin: o.Thin, Hardware: o.Hardware})
 	if err != nil {
 		return err
 	}

@@ -266,7 +266,7 @@ func (h *Host) createVM(spec *types.VirtualMachineConfigSpec) (any, error) {
 			return nil, err
 		}
 	}
-	x := hv.NewConfig(hv.Config{Name: spec.Name, GuestID: guestOS(or(spec.GuestId, "otherGuest")), CPUs: 1, MemoryMiB: 256, Firmware: spec.Firmware})
+	x := hv.NewConfig(hv.Config{Name: spec.Name, GuestID: guestOS(or(spec.GuestId, "otherGuest")), CPUs: 1, MemoryMiB: 256, Firmware: spec.Firmware, Hardware: h.edition.hardware})
 	if err := h.apply(x, path.Dir(rel), spec); err != nil {
 		return nil, err
 	}

@@ -58,14 +58,16 @@ func (h *Host) makeModel() error {
 		},
 	}
 	h.ds.Info, h.ds.Summary.Url, h.ds.Summary.Type = info, url, "VMFS"
-	license := types.LicenseManagerLicenseInfo{
-		LicenseKey: "00000-00000-00000-00000-00001", EditionKey: "esx.enterprisePlus.cpuPackage", Name: "vSphere 6 Enterprise Plus", CostUnit: "cpuPackage",
-	}
-	if h.o.Free {
-		license.EditionKey, license.Name = "esx.hypervisor.cpuPackage", "vSphere 6 Hypervisor"
-	}
 	licenses := m.Map().Get(*h.content().LicenseManager).(*simulator.LicenseManager)
-	licenses.Licenses = []types.LicenseManagerLicenseInfo{license}
+	licenses.Licenses = []types.LicenseManagerLicenseInfo{h.edition.license(h.o.Free)}
+	h.edition.about(&m.Map().Get(vim25.ServiceInstance).(*simulator.ServiceInstance).Content.About)
+	machine := m.Map().Get(esx.HostSystem.Self).(*simulator.HostSystem)
+	h.edition.about(&machine.Config.Product)
+	if product := machine.Summary.Config.Product; product != nil { // shared with other hosts' models
+		own := *product
+		h.edition.about(&own)
+		machine.Summary.Config.Product = &own
+	}
 	h.refreshDatastore()
 	return nil
 }

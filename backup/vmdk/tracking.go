@@ -15,10 +15,12 @@ const TrackingHeaderSize = 512
 const (
 	trackingMagic   = 0xf61972a2
 	trackingVersion = 1
-	// minGranularity up to maxFine bytes of disk, then doubling: a table never has more than 2 Mi entries.
+	// On older virtual hardware minGranularity, then doubling: a table never has more than 2 Mi entries.
 	minGranularity = 64 << 10
 	maxEntries     = 2 << 20
 	maxGranularity = 1 << 30
+	// fineHardware is the first virtual hardware with version 2 of change tracking.
+	fineHardware = 17
 )
 
 // Tracking is the header of a change tracking file (NAME-ctk.vmdk). Behind it is one little endian u32 for each block of
@@ -42,9 +44,17 @@ type Tracking struct {
 	UUID        [16]byte
 }
 
-// TrackingGranularity is what a host chooses: 64 KiB for disks up to 128 GiB, then as much more as keeps the table from growing.
-func TrackingGranularity(capacity int64) int64 {
+// TrackingGranularity is the bytes a block of change tracking has on a disk of a VM of that virtual hardware version.
+//
+// Known: files of real hosts fit 64 KiB for disks up to 40 GiB, and Broadcom's "CBT Enhancements in vSphere 7 and 8" says that
+// from vSphere 7.0 on VMs of hardware version 17 or higher use version 2 of change tracking, "with a smaller and adaptable block
+// size". Believed: on older hardware the size doubles above 128 GiB so that the table keeps its length, and "smaller" is 64 KiB
+// at every size; what it adapts to is not published. A reader therefore takes the size from the file, never from here.
+func TrackingGranularity(capacity int64, hardware int) int64 {
 	g := int64(minGranularity)
+	if hardware >= fineHardware {
+		return g
+	}
 	for g < maxGranularity && (capacity+g-1)/g > maxEntries {
 		g *= 2
 	}

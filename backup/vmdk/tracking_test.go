@@ -20,17 +20,24 @@ func TestTracking(t *testing.T) {
 		}
 	}
 	// Sizes of real files: 2,621,952 bytes for 40 GiB, half a megabyte for each 10 GiB.
-	for _, c := range []struct{ capacity, granularity, size int64 }{
-		{512, 64 << 10, 516},
-		{64<<10 + 512, 64 << 10, 520},
-		{10 << 30, 64 << 10, 655_872},
-		{40 << 30, 64 << 10, 2_621_952},
-		{128 << 30, 64 << 10, 8<<20 + 512},
-		{128<<30 + 512, 128 << 10, 4<<20 + 516},
-		{800 << 30, 512 << 10, 1600<<10*4 + 512},
-		{62 << 40, 32 << 20, 1984<<10*4 + 512},
+	for _, c := range []struct {
+		hardware                    int
+		capacity, granularity, size int64
+	}{
+		{13, 512, 64 << 10, 516},
+		{13, 64<<10 + 512, 64 << 10, 520},
+		{13, 10 << 30, 64 << 10, 655_872},
+		{13, 40 << 30, 64 << 10, 2_621_952},
+		{13, 128 << 30, 64 << 10, 8<<20 + 512},
+		{13, 128<<30 + 512, 128 << 10, 4<<20 + 516},
+		{14, 800 << 30, 512 << 10, 1600<<10*4 + 512},
+		{16, 62 << 40, 32 << 20, 1984<<10*4 + 512},
+		{17, 40 << 30, 64 << 10, 2_621_952},
+		{17, 800 << 30, 64 << 10, 800<<14*4 + 512},
+		{21, 800 << 30, 64 << 10, 800<<14*4 + 512},
+		{21, 62 << 40, 64 << 10, 62<<24*4 + 512},
 	} {
-		h := &Tracking{Capacity: c.capacity, Granularity: TrackingGranularity(c.capacity), Number: 7, UUID: uuid}
+		h := &Tracking{Capacity: c.capacity, Granularity: TrackingGranularity(c.capacity, c.hardware), Number: 7, UUID: uuid}
 		if h.Granularity != c.granularity || h.Size() != c.size {
 			t.Errorf("%d bytes: blocks of %d, file of %d; want %d, %d", c.capacity, h.Granularity, h.Size(), c.granularity, c.size)
 		}

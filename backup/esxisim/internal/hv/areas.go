@@ -62,7 +62,7 @@ func (vm *VM) Changed(ctx context.Context, snapshot int, key int32, since string
 	// The snapshot stands on another branch: no VM writes to its links.
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	v, err := vm.h.openDisk(at.File)
+	v, err := vm.openDisk(at.File)
 	if err != nil {
 		return nil, 0, err
 	}

@@ -1,6 +1,7 @@
 package hv
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -18,6 +19,7 @@ import (
 // ImportOptions of Import.
 type ImportOptions struct {
 	ChangeTracking, Thin bool
+	Hardware             int // virtual hardware version; 0 is the host's newest
 }
 
 // Import makes a VM with one disk for each raw image. The VM is registered and
@@ -71,7 +73,7 @@ func (h *Host) importInto(ctx context.Context, name string, raws []string, o Imp
 		h.space.refresh()
 		disks = append(disks, base+".vmdk")
 	}
-	x := NewConfig(Config{Name: name, Disks: disks, CPUs: 2, MemoryMiB: 2048, GuestID: "debian11-64", Network: "VM Network"})
+	x := NewConfig(Config{Name: name, Disks: disks, CPUs: 2, MemoryMiB: 2048, GuestID: "debian11-64", Network: "VM Network", Hardware: cmp.Or(o.Hardware, h.o.Hardware)})
 	if o.ChangeTracking {
 		SetTracking(x, true)
 	}
@@ -165,7 +167,7 @@ type Config struct {
 // after the other.
 func NewConfig(c Config) *vmx.File {
 	if c.Hardware == 0 {
-		c.Hardware = 13
+		c.Hardware = oldestHardware
 	}
 	x := &vmx.File{}
 	id := newUUID()
@@ -215,6 +217,19 @@ func NewConfig(c Config) *vmx.File {
 		AddDisk(x, fmt.Sprintf("%s:%d", controller, unit), name, "persistent")
 	}
 	return x
+}
+
+// oldestHardware stands for a .vmx without a version.
+const oldestHardware = 13
+
+// hardware is the virtual hardware version of a configuration.
+func hardware(x *vmx.File) int {
+	v, _ := x.Get("virtualHW.version")
+	n, err := strconv.Atoi(v)
+	if err != nil || n <= 0 {
+		return oldestHardware
+	}
+	return n
 }
 
 // AddController adds a controller unless it is there.

@@ -47,6 +47,7 @@ type Options struct {
 	Datastore string // the datastore's name
 	Capacity  int64  // bytes
 	VMFS      int    // 5 or 6
+	Hardware  int    // virtual hardware version of new VMs; 0 is 13
 	Clock     func() time.Time
 	Logger    *slog.Logger
 	// Changed is told that a VM appeared, changed or went. It is called

@@ -146,7 +146,7 @@ func (vm *VM) merge(ctx context.Context, t *linkTree, link, child string) error 
 	for len(t.children[leaf]) > 0 {
 		leaf = t.children[leaf][0]
 	}
-	v, err := vm.h.openDisk(leaf)
+	v, err := vm.openDisk(leaf)
 	if err != nil {
 		return err
 	}

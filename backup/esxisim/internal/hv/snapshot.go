@@ -296,7 +296,7 @@ func (vm *VM) revert(id int) error {
 
 // rewind makes a new running link over a frozen one.
 func (vm *VM) rewind(at SnapshotDisk) (running string, err error) {
-	v, err := vm.h.openDisk(at.File)
+	v, err := vm.openDisk(at.File)
 	if err != nil {
 		return "", err
 	}

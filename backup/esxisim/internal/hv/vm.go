@@ -105,15 +105,17 @@ func (vm *VM) with(d *disk, f func(*vdisk.Disk) error) error {
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	v, err := vm.h.openDisk(d.file)
+	v, err := vm.openDisk(d.file)
 	if err != nil {
 		return err
 	}
 	return errors.Join(f(v), v.Close())
 }
 
-func (h *Host) openDisk(file string) (*vdisk.Disk, error) {
-	v, err := vdisk.Open(h.abs(file), vdisk.Options{VMFS: h.o.VMFS})
+// openDisk opens a disk by a link's descriptor. Called under vm.mu.
+func (vm *VM) openDisk(file string) (*vdisk.Disk, error) {
+	h := vm.h
+	v, err := vdisk.Open(h.abs(file), vdisk.Options{VMFS: h.o.VMFS, Hardware: hardware(vm.x)})
 	if err != nil {
 		if _, serr := os.Stat(h.abs(file)); serr != nil {
 			return nil, fileError(file, serr)
@@ -175,7 +177,7 @@ func (vm *VM) powerOn() error {
 		if err := vm.track(d); err != nil {
 			return errors.Join(err, vm.closeDisks())
 		}
-		v, err := vm.h.openDisk(d.file)
+		v, err := vm.openDisk(d.file)
 		if err != nil {
 			return errors.Join(err, vm.closeDisks())
 		}
@@ -341,7 +343,7 @@ func (vm *VM) reconfigure(edit func(*vmx.File) error) error {
 			return err
 		}
 		if vm.on.Load() { // hot add
-			if d.d, err = vm.h.openDisk(d.file); err != nil {
+			if d.d, err = vm.openDisk(d.file); err != nil {
 				vm.x, vm.disks = oldX, oldDisks
 				return err
 			}

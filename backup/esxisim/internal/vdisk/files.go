@@ -20,7 +20,10 @@ func writeDescriptor(path string, desc *vmdk.Descriptor) error {
 	return replace(path, desc.Bytes())
 }
 
-func replace(path string, chunks ...[]byte) (err error) {
+func replace(path string, chunks ...[]byte) error { return replaceSized(path, 0, chunks...) }
+
+// replaceSized makes the file at least so long, with a hole where the chunks end.
+func replaceSized(path string, size int64, chunks ...[]byte) (err error) {
 	f, err := os.CreateTemp(filepath.Dir(path), ".vdisk-*")
 	if err != nil {
 		return err
@@ -30,8 +33,15 @@ func replace(path string, chunks ...[]byte) (err error) {
 			os.Remove(f.Name())
 		}
 	}()
+	var n int64
 	for _, p := range chunks {
 		if _, err := f.Write(p); err != nil {
+			return errors.Join(err, f.Close())
+		}
+		n += int64(len(p))
+	}
+	if n < size {
+		if err := f.Truncate(size); err != nil {
 			return errors.Join(err, f.Close())
 		}
 	}

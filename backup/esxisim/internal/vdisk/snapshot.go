@@ -33,7 +33,7 @@ func (d *Disk) Snapshot(f Format) error {
 	}
 	var head *vmdk.Tracking
 	if t := d.links[len(d.links)-1].tracking; t != nil {
-		head = d.newTracking(t.UUID, t.Number+1)
+		head = d.newTracking(t.UUID, t.Number+1, t.Granularity)
 	}
 	l, err := d.newLink(d.links[len(d.links)-1], f, head)
 	if err != nil {
@@ -95,7 +95,7 @@ func (d *Disk) newLink(parent *link, f Format, head *vmdk.Tracking) (l *link, er
 	desc.SetValue("ddb.longContentID", parent.desc.Value("ddb.longContentID"))
 	l = &link{path: path, desc: desc}
 	if head != nil {
-		if err := d.track(l, head, make([]byte, 4*head.Blocks())); err != nil {
+		if err := d.track(l, head, nil); err != nil {
 			return nil, err
 		}
 	} else if err := writeDescriptor(path, desc); err != nil {
@@ -311,12 +311,12 @@ func (d *Disk) RevertTo(i int, switched func(links []Link) error) error {
 		return err
 	}
 	var head *vmdk.Tracking
-	if d.links[i].tracking != nil {
+	if t := d.links[i].tracking; t != nil {
 		var uuid [16]byte
 		if _, err := io.ReadFull(d.o.Rand, uuid[:]); err != nil {
 			return errors.Join(err, d.rebuild())
 		}
-		head = d.newTracking(uuid, 1)
+		head = d.newTracking(uuid, 1, t.Granularity)
 	}
 	l, err := d.newLink(d.links[i], FormatAuto, head)
 	if err != nil {

@@ -1,6 +1,7 @@
 package vdisk
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -119,7 +120,7 @@ func (d *Disk) EnableTracking(o TrackingOptions) error {
 		return err
 	}
 	for i, l := range d.links {
-		head := d.newTracking(uuid, uint32(i+1))
+		head := d.newTracking(uuid, uint32(i+1), vmdk.TrackingGranularity(d.size, d.o.Hardware))
 		table := make([]byte, 4*head.Blocks())
 		if len(d.links) == 1 {
 			areas, err := d.chain.Allocated(context.Background())
@@ -130,7 +131,7 @@ func (d *Disk) EnableTracking(o TrackingOptions) error {
 				stamp(table, a.Offset/head.Granularity, (a.End()-1)/head.Granularity, head.Number)
 			}
 		}
-		if err := d.track(l, head, table); err != nil {
+		if err := d.track(l, head, bytes.TrimRight(table, "\x00")); err != nil {
 			return err
 		}
 	}
@@ -138,14 +139,14 @@ func (d *Disk) EnableTracking(o TrackingOptions) error {
 	return d.rebuild()
 }
 
-func (d *Disk) newTracking(uuid [16]byte, number uint32) *vmdk.Tracking {
-	return &vmdk.Tracking{Capacity: d.size, Granularity: vmdk.TrackingGranularity(d.size), UUID: uuid, Number: number}
+func (d *Disk) newTracking(uuid [16]byte, number uint32, granularity int64) *vmdk.Tracking {
+	return &vmdk.Tracking{Capacity: d.size, Granularity: granularity, UUID: uuid, Number: number}
 }
 
-// track gives a link a change tracking file.
+// track gives a link a change tracking file. Without a table nothing counts as written.
 func (d *Disk) track(l *link, head *vmdk.Tracking, table []byte) error {
 	name := strings.TrimSuffix(filepath.Base(l.path), ".vmdk") + "-ctk.vmdk"
-	if err := replace(filepath.Join(l.dir(), name), head.Header(), table); err != nil {
+	if err := replaceSized(filepath.Join(l.dir(), name), head.Size(), head.Header(), table); err != nil {
 		return err
 	}
 	desc := l.desc.Clone()

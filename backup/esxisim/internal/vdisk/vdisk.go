@@ -60,7 +60,9 @@ type Options struct {
 	Adapter string // "" is lsilogic
 	UUID    string // "60 00 C2 9…"; "" is random
 	VMFS    int    // 5 or 6; 0 is 6
-	Rand    io.Reader
+	// Hardware is the VM's virtual hardware version, which decides how fine change tracking is; 0 is older than 17.
+	Hardware int
+	Rand     io.Reader
 }
 
 // Link is one link's files, as full paths.
@@ -193,7 +195,7 @@ func (o Options) withDefaults() Options {
 }
 
 // Open opens a disk by the descriptor of its running link, with all parents. It reads only; the first write opens
-// that link for writing. Of the options VMFS and Rand matter.
+// that link for writing. Of the options VMFS, Hardware and Rand matter.
 func Open(descriptor string, o Options) (*Disk, error) {
 	d := &Disk{o: o.withDefaults(), dir: filepath.Dir(descriptor)}
 	path := descriptor
