@@ -22,8 +22,9 @@
 //   - Contents never change, so the kernel keeps what it has read. New
 //     generations appear and forgotten ones go within two seconds. A file that
 //     is being read while its generation is forgotten gives right bytes or
-//     errors. A VM without generations may stay as an empty folder for ten
-//     seconds.
+//     errors; right bytes, whoever prunes, until the mount registers anew as a
+//     reader (Options.Renew). A VM without generations may stay as an empty folder
+//     for ten seconds.
 //   - Inode numbers are the same in every mount of a repository, and file
 //     handles given out by an NFS server stay valid when the server restarts.
 //   - Holes are holes: SEEK_DATA, SEEK_HOLE and st_blocks come from the disk's

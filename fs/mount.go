@@ -49,6 +49,10 @@ type Options struct {
 	// Timeout is how long a reader waits for storage that does not answer
 	// before it gets an input/output error. 0 is one minute.
 	Timeout time.Duration
+	// Renew is how long the mount stays registered with the repository as one
+	// reader before it registers anew, which lets go of what was forgotten
+	// before. 0 is ten minutes.
+	Renew time.Duration
 	// Logger gets what goes wrong; nil is slog.Default().
 	Logger *slog.Logger
 	// Debug logs every request of the kernel.
@@ -80,6 +84,9 @@ func (o *Options) setDefaults() error {
 	}
 	if o.Timeout <= 0 {
 		o.Timeout = defaultTimeout
+	}
+	if o.Renew <= 0 {
+		o.Renew = defaultRenew
 	}
 	if o.Logger == nil {
 		o.Logger = slog.Default()
@@ -131,17 +138,21 @@ func mount(ctx context.Context, src source, repository, dir string, o Options) (
 		return nil, errors.Join(err, detach(path))
 	}
 	base, cancel := context.WithCancel(context.WithoutCancel(ctx))
-	srv, err := fuse.NewServer(newTree(base, src, &o, line.tell), fmt.Sprintf("/dev/fd/%d", fd), fuseOptions(&o))
+	t := newTree(base, src, &o, line.tell)
+	srv, err := fuse.NewServer(t, fmt.Sprintf("/dev/fd/%d", fd), fuseOptions(&o))
 	if err != nil {
 		cancel()
 		line.close()
 		return nil, errors.Join(fmt.Errorf("serve %s: %w", path, err), detach(path))
 	}
+	pins := newPins(src, t.cat, &o)
+	go pins.keep(base)
 	s := &Server{dir: path, done: make(chan struct{})}
 	go func() {
 		srv.Serve()
 		cancel() // what still waits for storage waits for nobody
 		line.close()
+		pins.ended(defaultGrace)
 		s.finish.Do(func() { close(s.done) })
 	}()
 	if err := forgoPoll(path); err != nil {
@@ -152,6 +163,7 @@ func mount(ctx context.Context, src source, repository, dir string, o Options) (
 			o.Logger.Debug("the kernel's reading ahead stays at its default", "error", err)
 		}
 	}
+	pins.begun(o.Timeout)
 	return s, nil
 }
 

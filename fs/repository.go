@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"strconv"
 	"strings"
 	"time"
@@ -153,6 +154,8 @@ func filled(all ...xattr) []xattr {
 	}
 	return some
 }
+
+func (s repository) Pin(ctx context.Context) (io.Closer, error) { return s.r.Pin(ctx) }
 
 func (s repository) Space(context.Context) (total, free uint64, err error) {
 	var st unix.Statfs_t

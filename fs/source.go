@@ -2,6 +2,7 @@ package fs
 
 import (
 	"context"
+	"io"
 	"time"
 )
 
@@ -19,6 +20,8 @@ type source interface {
 	// Open reads one generation. It is errGone when there is no such generation
 	// any more.
 	Open(ctx context.Context, r ref) (*snapshot, error)
+	// Pin keeps what there is from being deleted until the Closer is closed.
+	Pin(ctx context.Context) (io.Closer, error)
 	// Space is how many bytes the storage of the repository holds in all, and
 	// how many are free.
 	Space(ctx context.Context) (total, free uint64, err error)

@@ -22,6 +22,10 @@ const pinLine = "reader"
 // mount. A pin that is held for ever keeps space from being freed for ever: take a
 // new one and close the old one now and then.
 //
+// Closing it fails where its two small files cannot be removed, fs.ErrPermission
+// if nothing can be: they stay until somebody who may removes them, as the next
+// session of such a one does by itself.
+//
 // On storage that takes no writes there is nothing to register with; Pin then returns
 // a Closer that does nothing, and no error.
 func (r *Repository) Pin(ctx context.Context) (io.Closer, error) {
@@ -60,14 +64,15 @@ func (r *Repository) pin() (*pin, error) {
 type pin struct {
 	once sync.Once
 	file *sessionFile
+	err  error
 }
 
-// Close ends the registration. It may be called more than once.
+// Close ends the registration, whatever it returns. It may be called more than once.
 func (p *pin) Close() error {
 	p.once.Do(func() {
 		if p.file != nil {
-			p.file.end()
+			p.err = p.file.leave()
 		}
 	})
-	return nil
+	return p.err
 }

@@ -90,6 +90,7 @@ func (r *Repository) Prune(ctx context.Context, o PruneOptions) (_ *PruneReport,
 		walked:  make(map[uint64]struct{}),
 		strange: make(map[block.ID]bool),
 		missing: make(map[block.ID]bool),
+		readers: make(map[string]bool),
 	}
 	err = p.run(ctx)
 	if err == nil {
@@ -122,6 +123,7 @@ type pruner struct {
 	condemned map[string]*condemnation
 	runs      map[string]*pruneRun
 	open      map[string]bool // sessions, at the time their logs were read
+	readers   map[string]bool // of these: those that only read
 	parents   []string        // manifests they build on
 
 	walked  map[uint64]struct{} // nodes of packs in the table: place in packs, offset

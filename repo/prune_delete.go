@@ -76,7 +76,10 @@ func (f *fate) goneDirs() map[string]bool {
 }
 
 // dropRecords takes the records of packs out of the index, and removes segments that
-// nobody needs. While sessions are open, superseded ones stay: they may be reading them.
+// nobody needs. While sessions are open, superseded ones stay: they may be reading them,
+// and would store blocks again that they do not find. Readers look into the index for
+// what was moved only, and look again when they do not find it. They do not count, or
+// a mount that is always there would keep all that was ever superseded.
 func (p *pruner) dropRecords(ctx context.Context, gone map[block.Handle]bool) error {
 	r := p.r
 	files := p.index.Superseded()
@@ -95,8 +98,10 @@ func (p *pruner) dropRecords(ctx context.Context, gone map[block.Handle]bool) er
 	if err != nil {
 		return err
 	}
-	if len(open) > 0 {
-		files = nil
+	for id := range open {
+		if !p.readers[id] {
+			files = nil
+		}
 	}
 	files = append(files, emptied...)
 	if len(files) == 0 {

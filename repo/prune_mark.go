@@ -65,7 +65,7 @@ func (p *pruner) listPacks(ctx context.Context) error {
 }
 
 // openSessions tells which sessions and readers are open, but for prune's own. With
-// logs it also takes what their logs name for needed.
+// logs it also takes what their logs name for needed, and notes who reads only.
 func (p *pruner) openSessions(logs bool) (map[string]bool, error) {
 	open := make(map[string]bool)
 	list, err := p.r.fs.ReadDir(sessionsDir)
@@ -107,6 +107,9 @@ func (p *pruner) openSessions(logs bool) (map[string]bool, error) {
 			}
 		}
 		for line := range strings.SplitSeq(string(b), "\n") {
+			if line == pinLine {
+				p.readers[id] = true
+			}
 			if m, ok := strings.CutPrefix(line, "parent "); ok && fs.ValidPath(m) && strings.HasPrefix(m, generationsDir+"/") {
 				p.parents = append(p.parents, m)
 			}

@@ -100,22 +100,29 @@ func (f *sessionFile) parent(manifest string) error { return f.line("parent " + 
 
 // end removes the files. Where nothing can be removed a last line says that there
 // is nothing left to take over.
-func (f *sessionFile) end() {
+func (f *sessionFile) end() { _ = f.leave() }
+
+// leave is end, and says why the files stay if they do.
+func (f *sessionFile) leave() error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	var err error
 	if f.log != nil {
-		f.r.endSession(f.id, f.log)
+		err = f.r.endSession(f.id, f.log)
 		_ = f.log.Close()
 		f.log = nil
 	}
-	_ = f.r.fs.Remove(path.Join(sessionsDir, f.id+lockSuffix))
+	err = errors.Join(err, f.r.fs.Remove(path.Join(sessionsDir, f.id+lockSuffix)))
 	_ = f.lock.Close()
+	return err
 }
 
-func (r *Repository) endSession(id string, log io.Writer) {
-	if r.fs.Remove(path.Join(sessionsDir, id)) != nil {
+func (r *Repository) endSession(id string, log io.Writer) error {
+	err := r.fs.Remove(path.Join(sessionsDir, id))
+	if err != nil {
 		_, _ = io.WriteString(log, "end\n")
 	}
+	return err
 }
 
 // parseSessionLog reads the packs of a session's log. Whatever is no whole line of
@@ -200,7 +207,7 @@ func (r *Repository) recoverSession(ctx context.Context, s *Session, id string) 
 	}
 	defer log.Close()
 	if !done {
-		r.endSession(id, log)
+		_ = r.endSession(id, log)
 	} else {
 		_ = r.fs.Remove(name)
 	}

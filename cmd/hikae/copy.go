@@ -39,6 +39,7 @@ func runCopy(ctx context.Context, a *app.App, arg, dest string) error {
 		return err
 	}
 	defer r.Close()
+	defer pin(ctx, a, r)()
 	g, err := resolveGeneration(ctx, r, vm, selector)
 	if err != nil {
 		return err

@@ -26,9 +26,10 @@ func newPrune(a *app.App) *cobra.Command {
 mounts and restores, and may be interrupted at any time; the next one goes on.
 
 It works in two runs. The first condemns packs that nothing needs. A later one
-deletes them, if they are still not needed, --grace has passed, and no backup or
-mount that was under way then still is. Packs of which less than half is needed
-are written anew without the rest, the emptiest first, --max-rewrite at most.
+deletes them, if they are still not needed, --grace has passed, and no backup,
+restore or copy that was under way then still is; with a mount it is ten minutes
+that must have passed. Packs of which less than half is needed are written anew
+without the rest, the emptiest first, --max-rewrite at most.
 
 When anything that must be known cannot be read, nothing is deleted. While
 another prune of the repository runs this one ends at once.` + exitCodes(exitPassphrase, exitNotFound, exitDamaged, exitNoRoom),

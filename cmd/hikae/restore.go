@@ -64,6 +64,7 @@ func runRestore(ctx context.Context, a *app.App, o restoreOptions, arg string) e
 		return err
 	}
 	defer r.Close()
+	defer pin(ctx, a, r)()
 	g, err := resolveGeneration(ctx, r, vm, selector)
 	if err != nil {
 		return err

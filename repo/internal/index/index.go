@@ -14,6 +14,7 @@ import (
 	"path"
 	"slices"
 	"sync"
+	"syscall"
 
 	"hikae/repo/internal/block"
 	"hikae/repo/internal/fsx"
@@ -229,7 +230,9 @@ func (x *Index) list(ctx context.Context, known map[name]*segment, again bool) (
 	sortLive(v.live)
 	for _, n := range v.names {
 		if dead[n] {
-			v.superseded = append(v.superseded, path.Join(x.dir, n.String()))
+			file := path.Join(x.dir, n.String())
+			v.superseded = append(v.superseded, file)
+			delete(v.damage, file) // a larger one, opened before what supersedes it
 		}
 	}
 	return v, nil
@@ -277,9 +280,15 @@ func (x *Index) Lookup(ctx context.Context, id block.ID, accept func(block.Locat
 	}
 }
 
-// report remembers that a segment's page could not be read.
+// report remembers that a segment's page could not be read. One whose file is gone
+// was superseded meanwhile: who misses something has to reload, and then it is no
+// longer in use.
 func (x *Index) report(s *segment, err error) {
 	s.broken.Store(true)
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ESTALE) {
+		x.opt.Logger.Debug("an index segment is gone", "file", s.file, "error", err)
+		return
+	}
 	x.mu.Lock()
 	known := x.damage[s.file] != nil
 	if !known {
