@@ -1,6 +1,7 @@
-// Package parity mends bit rot. For a sealed file it makes a sidecar of
-// Reed–Solomon parity over the sealed bytes, so making, checking and mending
-// need no keys, and parity can be added to files that have none.
+// Package parity mends bit rot. For a file that ends with the SHA-256 of all
+// its bytes before, as packs, index segments and sealed files do, it makes a
+// sidecar of Reed–Solomon parity over the bytes as they lie, so making, checking
+// and mending need no keys, and parity can be added to files that have none.
 //
 // The file is cut into k data shards, contiguous and equally long (the last
 // padded with zeros); m parity shards of the same length are computed byte by
@@ -9,19 +10,11 @@
 // bytes, each with a checksum, which say what is damaged. Cell i of all shards
 // together is a stripe, and each stripe can lose any m of its k+m cells: up to
 // m/k of the file when damage comes in one piece, and scattered damage as long
-// as no stripe is hit more than m times.
+// as no stripe is hit more than m times. A cell is what a disk loses at once, so
+// small files have cells of that size as well; up to 8 KiB a sidecar alone can
+// bring back the whole file.
 //
-// The sidecar's bytes, numbers little endian:
-//
-//	head    magic "hikaepar" 8, version u16 = 1, k u16, m u16, zero u16,
-//	        cell size u32 = 4096, cells per shard u32, file size u64,
-//	        name u64, SHA-256 of the file 32,
-//	        (k+m) × cells per shard checksums of 8 bytes, shard by shard
-//	        (the first 8 bytes of the SHA-256 of the cell),
-//	        SHA-256 of the head so far 32
-//	parity  m shards
-//	head    once more: a sidecar rots too
-//	size    of the head u32, magic "hpar" 4
+// repo/FORMAT.md describes the sidecar byte by byte.
 package parity
 
 import (
@@ -30,18 +23,22 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"hash"
+	"hash/crc32"
+	"io"
 
 	"github.com/klauspost/reedsolomon"
 )
 
 const (
-	magic     = "hikaepar"
+	magic     = "hikaepa\x01"
 	endMagic  = "hpar"
 	version   = 1
 	cell      = 4096
-	sumSize   = 8
-	fixedSize = 72
-	tailSize  = 8
+	crcSize   = 4
+	sumSize   = sha256.Size
+	fixedSize = 64
+	tailSize  = 8 + sumSize
 
 	// aim is the number of data shards of a large file: with it, a parity
 	// shard is one per cent.
@@ -50,89 +47,153 @@ const (
 	minParity = 2
 )
 
-// MaxSize is the largest file that parity is made for, in bytes: four times the
-// largest pack. Mending holds file and sidecar in memory.
+// MaxSize is the largest file that parity is made for, in bytes: eight times the
+// largest pack that a writer should make. Mending holds file and sidecar in memory.
 const MaxSize = 256 << 20
 
 // MaxPercent is the largest share of parity that may be asked for.
 const MaxPercent = 50
 
+// MaxSidecar is the most bytes that a sidecar can have.
+const MaxSidecar = MaxSize*3/4 + 4<<20
+
 // Errors, for errors.Is.
 var (
-	ErrSidecar = errors.New("damaged parity file")                // neither of its heads can be read, or it is of another file
-	ErrBeyond  = errors.New("damage beyond what parity can mend") // some stripe lost more cells than there is parity
+	ErrFile    = errors.New("not the file that was finished")          // Build: it does not end with its own SHA-256
+	ErrSidecar = errors.New("damaged parity file")                     // it is not whole; Mend: neither of its heads can be read
+	ErrBeyond  = errors.New("damaged beyond what its parity can mend") // some stripe lost more cells than there is parity
 )
 
 // Range is a damaged part of a file, in bytes.
 type Range struct{ Offset, Length int64 }
 
+// Info is what a sidecar says of the file it was made for.
+type Info struct {
+	Size         int64 // bytes of the file
+	Data, Parity int   // shards
+	// Sum is the file's last 32 bytes, the SHA-256 of all bytes before.
+	Sum [32]byte
+}
+
 // layout is what the head says.
 type layout struct {
-	k, m, cells int // cells per shard
-	size        int64
-	name        uint64
-	sum         [32]byte
-	sums        []byte // (k+m) × cells × sumSize
+	Info
+	cells int    // per shard
+	crcs  []byte // (Data+Parity) × cells × crcSize
 }
 
-func (l layout) shard() int    { return l.cells * cell }
-func (l layout) headSize() int { return fixedSize + (l.k+l.m)*l.cells*sumSize + sha256.Size }
-
-func (l layout) cellSum(shard, i int) []byte {
-	at := (shard*l.cells + i) * sumSize
-	return l.sums[at : at+sumSize]
+func layoutOf(size int64, percent int) layout {
+	total := int((size + cell - 1) / cell)
+	l := layout{Info: Info{Size: size}}
+	l.cells = (total + aim - 1) / aim
+	l.Data = (total + l.cells - 1) / l.cells
+	l.Parity = max(minParity, (l.Data*percent+99)/100)
+	return l
 }
 
-// Build makes the sidecar of a file. Name ties the two together; percent, from
-// 1 to MaxPercent, is how much parity to make.
-func Build(file []byte, name uint64, percent int) ([]byte, error) {
-	if len(file) == 0 || len(file) > MaxSize {
-		return nil, fmt.Errorf("parity is made for files of 1 to %d bytes, not for %d", MaxSize, len(file))
+func (l *layout) shard() int    { return l.cells * cell }
+func (l *layout) headSize() int { return fixedSize + (l.Data+l.Parity)*l.cells*crcSize + sumSize }
+func (l *layout) size() int     { return 2*l.headSize() + l.Parity*l.shard() + tailSize }
+
+func (l *layout) crc(shard, i int) uint32 {
+	return binary.LittleEndian.Uint32(l.crcs[(shard*l.cells+i)*crcSize:])
+}
+
+// Shards tells how much parity Build makes for a file of so many bytes.
+func Shards(size int64, percent int) int {
+	l := layoutOf(size, percent)
+	return l.Parity
+}
+
+// Build makes the sidecar of a file of size bytes, reading it from front to end.
+// percent, from 1 to MaxPercent, is how much parity to make. Beside the sidecar it
+// takes the memory of one shard, a hundredth of the file. A file that does not end
+// with the SHA-256 of all bytes before is ErrFile.
+func Build(file io.ReaderAt, size int64, percent int) ([]byte, error) {
+	if size < sumSize || size > MaxSize {
+		return nil, fmt.Errorf("parity is made for files of %d to %d bytes, not for %d", sumSize, MaxSize, size)
 	}
 	if percent < 1 || percent > MaxPercent {
 		return nil, fmt.Errorf("%d %% of parity is out of range: 1 to %d", percent, MaxPercent)
 	}
-	total := (len(file) + cell - 1) / cell
-	l := layout{size: int64(len(file)), name: name, sum: sha256.Sum256(file)}
-	l.cells = (total + aim - 1) / aim
-	l.k = (total + l.cells - 1) / l.cells
-	l.m = max(minParity, (l.k*percent+99)/100)
-	shards := l.split(file)
-	for range l.m {
-		shards = append(shards, make([]byte, l.shard()))
-	}
-	enc, err := reedsolomon.New(l.k, l.m)
+	l := layoutOf(size, percent)
+	enc, err := reedsolomon.New(l.Data, l.Parity)
 	if err != nil {
 		return nil, err
 	}
-	if err := enc.Encode(shards); err != nil {
-		return nil, err
-	}
-	for _, s := range shards {
-		for i := range l.cells {
-			l.sums = append(l.sums, checksum(s[i*cell:(i+1)*cell])...)
+	out := make([]byte, l.size())
+	shards := l.parity(out)
+	l.crcs = make([]byte, 0, (l.Data+l.Parity)*l.cells*crcSize)
+	sum := prefixSum{rest: size - sumSize, hash: sha256.New()}
+	buf := make([]byte, l.shard())
+	for j := range l.Data {
+		off := int64(j) * int64(len(buf))
+		n := int(min(int64(len(buf)), size-off))
+		if got, err := file.ReadAt(buf[:n], off); got < n {
+			if err == nil || errors.Is(err, io.EOF) {
+				return nil, fmt.Errorf("%w: it ends at %d, not at %d", ErrFile, off+int64(got), size)
+			}
+			return nil, err
+		}
+		clear(buf[n:])
+		sum.write(buf[:n])
+		l.addCRCs(buf)
+		if err := enc.EncodeIdx(buf, j, shards); err != nil {
+			return nil, err
 		}
 	}
-	head := l.head()
-	out := make([]byte, 0, 2*len(head)+l.m*l.shard()+tailSize)
-	out = append(out, head...)
-	for _, s := range shards[l.k:] {
-		out = append(out, s...)
+	if !bytes.Equal(sum.hash.Sum(nil), sum.end) {
+		return nil, fmt.Errorf("%w: its SHA-256 is not the one at its end", ErrFile)
 	}
-	out = append(out, head...)
-	out = binary.LittleEndian.AppendUint32(out, uint32(len(head)))
-	return append(out, endMagic...), nil
+	copy(l.Sum[:], sum.end)
+	for _, s := range shards {
+		l.addCRCs(s)
+	}
+	head := l.head()
+	copy(out, head)
+	at := len(out) - tailSize
+	copy(out[at-len(head):], head)
+	binary.LittleEndian.PutUint32(out[at:], uint32(len(head)))
+	copy(out[at+4:], endMagic)
+	whole := sha256.Sum256(out[:len(out)-sumSize])
+	copy(out[len(out)-sumSize:], whole[:])
+	return out, nil
 }
 
-func checksum(b []byte) []byte {
-	s := sha256.Sum256(b)
-	return s[:sumSize]
+// prefixSum hashes all of a file but its last bytes, which it keeps.
+type prefixSum struct {
+	rest int64 // bytes that are still to be hashed
+	hash hash.Hash
+	end  []byte
 }
 
-// split cuts the file into its data shards; what is missing reads as zeros.
-func (l layout) split(file []byte) [][]byte {
+func (s *prefixSum) write(b []byte) {
+	n := min(int64(len(b)), s.rest)
+	s.hash.Write(b[:n])
+	s.rest -= n
+	s.end = append(s.end, b[n:]...)
+}
+
+func (l *layout) addCRCs(shard []byte) {
+	for ; len(shard) > 0; shard = shard[cell:] {
+		l.crcs = binary.LittleEndian.AppendUint32(l.crcs, crc32.ChecksumIEEE(shard[:cell]))
+	}
+}
+
+// parity are the parity shards in a sidecar of the layout's size.
+func (l *layout) parity(sidecar []byte) [][]byte {
+	shards := make([][]byte, l.Parity)
+	for j := range shards {
+		at := l.headSize() + j*l.shard()
+		shards[j] = sidecar[at : at+l.shard()]
+	}
+	return shards
+}
+
+// data cuts the file into its data shards; what is missing reads as zeros.
+func (l *layout) data(file []byte) [][]byte {
 	var shards [][]byte
-	for j := range l.k {
+	for j := range l.Data {
 		start, end := min(j*l.shard(), len(file)), min((j+1)*l.shard(), len(file))
 		s := file[start:end]
 		if len(s) < l.shard() {
@@ -143,143 +204,145 @@ func (l layout) split(file []byte) [][]byte {
 	return shards
 }
 
-func (l layout) head() []byte {
+func (l *layout) head() []byte {
 	b := make([]byte, 0, l.headSize())
 	b = append(b, magic...)
 	b = binary.LittleEndian.AppendUint16(b, version)
-	b = binary.LittleEndian.AppendUint16(b, uint16(l.k))
-	b = binary.LittleEndian.AppendUint16(b, uint16(l.m))
+	b = binary.LittleEndian.AppendUint16(b, uint16(l.Data))
+	b = binary.LittleEndian.AppendUint16(b, uint16(l.Parity))
 	b = binary.LittleEndian.AppendUint16(b, 0)
 	b = binary.LittleEndian.AppendUint32(b, cell)
 	b = binary.LittleEndian.AppendUint32(b, uint32(l.cells))
-	b = binary.LittleEndian.AppendUint64(b, uint64(l.size))
-	b = binary.LittleEndian.AppendUint64(b, l.name)
-	b = append(b, l.sum[:]...)
-	b = append(b, l.sums...)
+	b = binary.LittleEndian.AppendUint64(b, uint64(l.Size))
+	b = append(b, l.Sum[:]...)
+	b = append(b, l.crcs...)
 	s := sha256.Sum256(b)
 	return append(b, s[:]...)
 }
 
-// parse finds a head that is whole and returns it with the parity shards.
-func parse(sidecar []byte) (layout, [][]byte, error) {
-	try := func(at int) (layout, bool) {
-		if at < 0 || at+fixedSize > len(sidecar) {
-			return layout{}, false
-		}
-		return parseHead(sidecar[at:])
-	}
-	l, ok := try(0)
-	if !ok && len(sidecar) >= tailSize {
+// parse finds a head that is whole and returns it with the parity shards, which
+// may be damaged.
+func parse(sidecar []byte) (*layout, [][]byte, error) {
+	l := parseHead(sidecar)
+	if l == nil && len(sidecar) >= tailSize {
 		// The copy at the end: its place follows from its size, which stands
 		// in the tail.
 		tail := sidecar[len(sidecar)-tailSize:]
-		if string(tail[4:]) == endMagic {
-			l, ok = try(len(sidecar) - tailSize - int(binary.LittleEndian.Uint32(tail)))
+		at := len(sidecar) - tailSize - int(binary.LittleEndian.Uint32(tail))
+		if string(tail[4:8]) == endMagic && at >= 0 {
+			l = parseHead(sidecar[at:])
 		}
 	}
-	if !ok {
-		return layout{}, nil, fmt.Errorf("%w: neither of its heads is whole; make it again", ErrSidecar)
+	if l == nil {
+		return nil, nil, fmt.Errorf("%w: neither of its heads is whole", ErrSidecar)
 	}
-	head := l.headSize()
-	if want := 2*head + l.m*l.shard() + tailSize; len(sidecar) != want {
-		return layout{}, nil, fmt.Errorf("%w: %d bytes instead of %d; make it again", ErrSidecar, len(sidecar), want)
+	if len(sidecar) != l.size() {
+		return nil, nil, fmt.Errorf("%w: %d bytes instead of %d", ErrSidecar, len(sidecar), l.size())
 	}
-	var shards [][]byte
-	for j := range l.m {
-		at := head + j*l.shard()
-		shards = append(shards, sidecar[at:at+l.shard()])
-	}
-	return l, shards, nil
+	return l, l.parity(sidecar), nil
 }
 
-func parseHead(b []byte) (layout, bool) {
-	if string(b[:8]) != magic || binary.LittleEndian.Uint16(b[8:]) != version || binary.LittleEndian.Uint32(b[16:]) != cell {
-		return layout{}, false
+// parseHead reads the head that b begins with; nil if there is none.
+func parseHead(b []byte) *layout {
+	if len(b) < fixedSize || string(b[:8]) != magic || binary.LittleEndian.Uint16(b[8:]) != version ||
+		binary.LittleEndian.Uint16(b[14:]) != 0 || binary.LittleEndian.Uint32(b[16:]) != cell {
+		return nil
 	}
-	l := layout{
-		k: int(binary.LittleEndian.Uint16(b[10:])), m: int(binary.LittleEndian.Uint16(b[12:])),
-		cells: int(binary.LittleEndian.Uint32(b[20:])), name: binary.LittleEndian.Uint64(b[32:]),
-	}
+	l := &layout{cells: int(binary.LittleEndian.Uint32(b[20:]))}
+	l.Data, l.Parity = int(binary.LittleEndian.Uint16(b[10:])), int(binary.LittleEndian.Uint16(b[12:]))
 	size := binary.LittleEndian.Uint64(b[24:])
-	if l.k < 1 || l.m < 1 || l.k+l.m > 256 || l.cells < 1 || l.cells > MaxSize/cell || size == 0 || size > MaxSize {
-		return layout{}, false
+	if l.Data < 1 || l.Parity < 1 || l.Data+l.Parity > 256 || l.cells < 1 || l.cells > MaxSize/cell || size < sumSize || size > MaxSize {
+		return nil
 	}
-	l.size = int64(size)
+	l.Size = int64(size)
+	copy(l.Sum[:], b[32:])
 	// The shards hold the file and no more than the padding it needs.
-	if int64(l.k*l.shard()) < l.size || int64((l.k-1)*l.shard()) >= l.size || len(b) < l.headSize() {
-		return layout{}, false
+	if int64(l.Data)*int64(l.shard()) < l.Size || int64(l.Data-1)*int64(l.shard()) >= l.Size || len(b) < l.headSize() {
+		return nil
 	}
-	copy(l.sum[:], b[40:])
-	body := b[:l.headSize()-sha256.Size]
+	body := b[:l.headSize()-sumSize]
 	want := sha256.Sum256(body)
 	if !bytes.Equal(want[:], b[len(body):l.headSize()]) {
-		return layout{}, false
+		return nil
 	}
-	l.sums = body[fixedSize:]
-	return l, true
+	l.crcs = body[fixedSize:]
+	return l
 }
 
-// Name returns what the sidecar was made for.
-func Name(sidecar []byte) (name uint64, size int64, err error) {
-	l, _, err := parse(sidecar)
-	return l.name, l.size, err
-}
-
-// Damage lists the parts of the file that are not as they were when the
-// sidecar was made; none means that all is well. A file that was cut short is
-// damaged where bytes are missing.
-func Damage(file, sidecar []byte) ([]Range, error) {
+// Check proves that a sidecar is whole and tells what it was made for; else it is
+// ErrSidecar.
+func Check(sidecar []byte) (Info, error) {
+	n := len(sidecar) - sumSize
+	if n < 0 {
+		return Info{}, fmt.Errorf("%w: %d bytes", ErrSidecar, len(sidecar))
+	}
+	if sum := sha256.Sum256(sidecar[:n]); !bytes.Equal(sum[:], sidecar[n:]) {
+		return Info{}, fmt.Errorf("%w: its SHA-256 is not the one at its end", ErrSidecar)
+	}
 	l, _, err := parse(sidecar)
 	if err != nil {
-		return nil, err
+		return Info{}, err
 	}
-	var out []Range
-	l.eachBad(l.split(file[:min(int64(len(file)), l.size)]), func(shard, i int) {
-		off := int64(shard*l.shard() + i*cell)
-		n := min(cell, l.size-off)
-		if k := len(out); k > 0 && out[k-1].Offset+out[k-1].Length == off {
-			out[k-1].Length += n
-		} else if n > 0 {
-			out = append(out, Range{off, n})
-		}
-	})
-	return out, nil
+	return l.Info, nil
 }
 
-// eachBad calls fn for every cell of the shards whose checksum does not hold,
-// shard by shard.
-func (l layout) eachBad(shards [][]byte, fn func(shard, i int)) {
+// bad lists, for each stripe that has any, the shards whose cell is not what it was.
+func (l *layout) bad(shards [][]byte) map[int][]int {
+	bad := map[int][]int{}
 	for j, s := range shards {
 		for i := range l.cells {
-			if !bytes.Equal(checksum(s[i*cell:(i+1)*cell]), l.cellSum(j, i)) {
-				fn(j, i)
+			if crc32.ChecksumIEEE(s[i*cell:(i+1)*cell]) != l.crc(j, i) {
+				bad[i] = append(bad[i], j)
 			}
 		}
 	}
+	return bad
 }
 
-// Mend returns the file as it was when the sidecar was made, and what had to
-// be mended. Neither argument is changed. ErrBeyond says that too much is
-// damaged, ErrSidecar that the sidecar is of no use.
+// ranges are the damaged parts of the file, ascending.
+func (l *layout) ranges(bad map[int][]int) []Range {
+	hit := make(map[int64]bool)
+	for i, shards := range bad {
+		for _, j := range shards {
+			hit[int64(j)*int64(l.cells)+int64(i)] = true
+		}
+	}
+	var out []Range
+	for c := int64(0); c*cell < l.Size; c++ {
+		if !hit[c] {
+			continue
+		}
+		off := c * cell
+		n := min(cell, l.Size-off)
+		if k := len(out); k > 0 && out[k-1].Offset+out[k-1].Length == off {
+			out[k-1].Length += n
+		} else {
+			out = append(out, Range{off, n})
+		}
+	}
+	return out
+}
+
+// Mend returns the file as it was when the sidecar was made, and what of it had to
+// be mended; file may be cut short or have grown. Neither argument is changed.
+// ErrBeyond says that too much is damaged, and then where; ErrSidecar that the sidecar
+// is of no use.
 func Mend(file, sidecar []byte) (mended []byte, damage []Range, err error) {
-	l, parityShards, err := parse(sidecar)
+	l, parity, err := parse(sidecar)
 	if err != nil {
 		return nil, nil, err
 	}
-	if damage, err = Damage(file, sidecar); err != nil {
-		return nil, nil, err
-	}
-	mended = append(make([]byte, 0, l.size), file[:min(int64(len(file)), l.size)]...)[:l.size]
-	shards := append(l.split(mended), parityShards...)
-	bad := map[int][]int{} // stripe → shards
-	l.eachBad(shards, func(shard, i int) { bad[i] = append(bad[i], shard) })
-	enc, err := reedsolomon.New(l.k, l.m)
+	mended = append(make([]byte, 0, l.Size), file[:min(int64(len(file)), l.Size)]...)[:l.Size]
+	shards := append(l.data(mended), parity...)
+	bad := l.bad(shards)
+	damage = l.ranges(bad)
+	enc, err := reedsolomon.New(l.Data, l.Parity)
 	if err != nil {
 		return nil, nil, fmt.Errorf("%w: %w", ErrSidecar, err)
 	}
 	for i, lost := range bad {
-		if len(lost) > l.m {
-			return nil, damage, fmt.Errorf("%w: %d of %d cells of a stripe are lost, %d can be", ErrBeyond, len(lost), l.k+l.m, l.m)
+		if len(lost) > l.Parity {
+			return nil, damage, fmt.Errorf("%w: %d of %d cells of a stripe are lost, and %d can be mended", ErrBeyond, len(lost), l.Data+l.Parity, l.Parity)
 		}
 		stripe := make([][]byte, len(shards))
 		for j, s := range shards {
@@ -292,13 +355,14 @@ func Mend(file, sidecar []byte) (mended []byte, damage []Range, err error) {
 			return nil, damage, fmt.Errorf("%w: %w", ErrBeyond, err)
 		}
 		for _, j := range lost {
-			if off := j*l.shard() + i*cell; j < l.k && int64(off) < l.size {
+			if off := j*l.shard() + i*cell; j < l.Data && int64(off) < l.Size {
 				copy(mended[off:], stripe[j])
 			}
 		}
 	}
 	// The checksums of the cells are short; this one is not.
-	if sha256.Sum256(mended) != l.sum {
+	n := len(mended) - sumSize
+	if sum := sha256.Sum256(mended[:n]); sum != l.Sum || !bytes.Equal(sum[:], mended[n:]) {
 		return nil, damage, fmt.Errorf("%w: what came out is not the file that parity was made for", ErrBeyond)
 	}
 	return mended, damage, nil
