@@ -56,7 +56,7 @@ func runInit(ctx context.Context, a *app.App, o initOptions) error {
 		return err
 	}
 	defer clear(pass)
-	if err := repo.Init(ctx, place.Path, repo.InitOptions{BlockSize: int(size), Passphrase: pass, Clock: a.Clock}); err != nil {
+	if err := repo.Init(ctx, place.Path, repo.InitOptions{BlockSize: int(size), Passphrase: pass, KDF: a.KDF, Clock: a.Clock}); err != nil {
 		return fmt.Errorf("make a repository in %s: %w", place.Path, err)
 	}
 	// Opening it proves that what was written can be read with this passphrase.

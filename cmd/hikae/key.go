@@ -203,7 +203,7 @@ func runKeyAdd(ctx context.Context, a *app.App, o *newKeyOptions) error {
 		return err
 	}
 	defer s.Wipe()
-	slot, err := r.AddKey(ctx, s.Secret, o.label, repo.KDF{})
+	slot, err := r.AddKey(ctx, s.Secret, o.label, a.KDF)
 	if err != nil {
 		s.undo()
 		return err
@@ -308,7 +308,7 @@ func runKeyChange(ctx context.Context, a *app.App, o *newKeyOptions) error {
 		return err
 	}
 	defer s.Wipe()
-	slot, err := r.ChangeKey(ctx, old, s.Secret, repo.KDF{})
+	slot, err := r.ChangeKey(ctx, old, s.Secret, a.KDF)
 	if err != nil && slot.ID == "" {
 		s.undo()
 		return err

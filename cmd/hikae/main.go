@@ -19,21 +19,24 @@ import (
 
 	"hikae/cmd/hikae/internal/app"
 	"hikae/cmd/hikae/internal/ui"
+	"hikae/repo"
 )
 
 // errInterrupted is why a context ends after Ctrl-C or SIGTERM.
 var errInterrupted = errors.New("interrupted")
 
-func main() { os.Exit(run(os.Args[1:])) }
+func main() { os.Exit(run(os.Args[1:], repo.KDF{})) }
 
-// run carries one command line out and returns its exit code.
-func run(args []string) int {
+// run carries one command line out and returns its exit code. kdf is what new
+// passphrases cost; tests pay less than the default.
+func run(args []string, kdf repo.KDF) int {
 	a := &app.App{
 		UI:      &ui.Printer{Out: os.Stdout, Err: os.Stderr},
 		Stdin:   os.Stdin,
 		Getenv:  os.Getenv,
 		Clock:   time.Now, //nolint:forbidigo // the one place where the clock comes from
 		Version: toolVersion(),
+		KDF:     kdf,
 	}
 	ctx, stop := stopOnSignal(a)
 	defer stop()

@@ -65,8 +65,9 @@ type App struct {
 	Stdin   *os.File
 	Getenv  func(string) string
 	Clock   func() time.Time
-	Version string // of the program, as generations record it
-	LogTime bool   // log lines go to a file, so they need the time
+	Version string   // of the program, as generations record it
+	KDF     repo.KDF // what new passphrases cost; the zero value is the default
+	LogTime bool     // log lines go to a file, so they need the time
 
 	cfg      *config.File
 	stopping atomic.Pointer[string]
