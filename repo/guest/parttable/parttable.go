@@ -19,9 +19,10 @@ import (
 // Partition is one partition, in bytes of the disk. Offset is at least 512,
 // Length at least 1, and Offset+Length at most the size of the disk.
 type Partition struct {
-	Number int // as Linux numbers it: GPT slot + 1; 1–4 in the boot record, 5 and up for logical ones
-	Offset int64
-	Length int64
+	Number int    `json:"number"` // as Linux numbers it: GPT slot + 1; 1–4 in the boot record, 5 and up for logical ones
+	Offset int64  `json:"offset"`
+	Length int64  `json:"length"`
+	Type   string `json:"type,omitempty"` // as the table has it: "0x83", or a GUID in capitals
 }
 
 const (
@@ -35,6 +36,13 @@ const (
 // Read returns the disk's partitions by ascending number; none for a disk
 // without a partition table.
 func Read(r io.ReaderAt, size int64) ([]Partition, error) {
+	var t Table
+	_, err := t.read(r, size)
+	return t.Partitions, err
+}
+
+// read finds the table that counts; g is that one when it is a GPT.
+func (t *Table) read(r io.ReaderAt, size int64) (g *gpt, err error) {
 	if size < 2*sector {
 		return nil, nil
 	}
@@ -42,25 +50,50 @@ func Read(r io.ReaderAt, size int64) ([]Partition, error) {
 	if err := readFull(r, mbr, 0); err != nil {
 		return nil, err
 	}
+	_, boot := entries(mbr)
+	t.protected = protective(mbr)
 	// The first copy of a GPT is at the second logical sector; whether those
 	// are 512 or 4096 bytes long is not written anywhere.
+	var lost error
 	for _, lba := range []int64{512, 4096} {
-		parts, ok, err := readGPT(r, size, lba, lba)
-		if ok || err != nil {
-			return parts, err
+		g, err := readGPT(r, size, lba, lba)
+		if fault := (*faultError)(nil); errors.As(err, &fault) {
+			lost = fault
+		} else if g != nil || err != nil {
+			return t.use(g), err
 		}
 	}
-	if protective(mbr) {
+	if t.protected {
 		// The first copy is lost; the second one is in the last sector.
+		if lost == nil {
+			lost = errors.New("it is not there")
+		}
 		for _, lba := range []int64{512, 4096} {
-			parts, ok, err := readGPT(r, size, lba, size-size%lba-lba)
-			if ok || err != nil {
-				return parts, err
+			g, err := readGPT(r, size, lba, size-size%lba-lba)
+			if fault := (*faultError)(nil); errors.As(err, &fault) {
+				continue
+			}
+			if g != nil || err != nil {
+				t.fault("the first copy of the GPT does not hold: %v; the second one is used", lost)
+				return t.use(g), err
 			}
 		}
+		t.Kind = GPT
+		t.fault("the boot record says that there is a GPT, and neither copy holds: %v", lost)
 		return nil, nil
 	}
-	return readMBR(r, size, mbr)
+	if boot {
+		return nil, t.readMBR(r, size, mbr)
+	}
+	return nil, nil
+}
+
+func (t *Table) use(g *gpt) *gpt {
+	if g != nil {
+		t.Kind, t.SectorSize, t.Partitions = GPT, g.lba, g.parts
+		t.Faults = append(t.Faults, g.faults...)
+	}
+	return g
 }
 
 // readFull reads all of p; the caller has checked that it lies on the disk.
@@ -75,47 +108,68 @@ func readFull(r io.ReaderAt, p []byte, off int64) error {
 	return fmt.Errorf("partition table: %d bytes at %d: %w", len(p), off, err)
 }
 
-// readGPT reads the table whose header is at off. ok is false when there is
-// none, or none that its own checksums confirm.
-func readGPT(r io.ReaderAt, size, lba, off int64) (parts []Partition, ok bool, err error) {
+// gpt is a copy of a GUID partition table that its own checksums confirm.
+type gpt struct {
+	lba       int64 // bytes of a logical sector
+	at        int64 // where its header is, in bytes
+	alternate int64 // where it says the other copy's is, in bytes; −1 beyond all disks
+	disk      [16]byte
+	sum       uint32 // of the entries
+	parts     []Partition
+	faults    []string
+}
+
+// faultError says why what calls itself a GPT is none.
+type faultError struct{ what string }
+
+func (e *faultError) Error() string { return e.what }
+
+// readGPT reads the table whose header is at off. It is nil without an error where
+// there is none, and a *faultError where one does not hold.
+func readGPT(r io.ReaderAt, size, lba, off int64) (*gpt, error) {
 	if off < lba || off > size-lba {
-		return nil, false, nil
+		return nil, nil
 	}
 	h := make([]byte, 512)
 	if err := readFull(r, h, off); err != nil {
-		return nil, false, err
+		return nil, err
 	}
 	if string(h[:8]) != "EFI PART" {
-		return nil, false, nil
+		return nil, nil
 	}
+	bad := func(what string) (*gpt, error) { return nil, &faultError{what} }
 	le := binary.LittleEndian
 	hsize := le.Uint32(h[12:])
 	if hsize < 92 || hsize > 512 {
-		return nil, false, nil
+		return bad("the size of its header cannot be")
 	}
 	sum := le.Uint32(h[16:])
 	clear(h[16:20]) // the header's checksum is taken with its own field zero
 	if crc32.ChecksumIEEE(h[:hsize]) != sum {
-		return nil, false, nil
+		return bad("the checksum of its header is wrong")
 	}
 	if le.Uint64(h[24:]) != uint64(off/lba) { // says itself where it is: anything else is a copied stray
-		return nil, false, nil
+		return bad("its header belongs to another place")
 	}
 	start, count, esize := le.Uint64(h[72:]), le.Uint32(h[80:]), le.Uint32(h[84:])
 	if count > maxEntries || esize < minGPTEntry || esize > maxGPTEntry || esize%8 != 0 ||
 		start == 0 || start > uint64(size/lba) {
-		return nil, false, nil
+		return bad("the place of its entries cannot be")
 	}
 	n := int64(count) * int64(esize)
 	if n > size-int64(start)*lba {
-		return nil, false, nil
+		return bad("its entries would reach past the end of the disk")
 	}
 	table := make([]byte, n) // at most 4 MiB
 	if err := readFull(r, table, int64(start)*lba); err != nil {
-		return nil, false, err
+		return nil, err
 	}
-	if crc32.ChecksumIEEE(table) != le.Uint32(h[88:]) {
-		return nil, false, nil
+	g := &gpt{lba: lba, at: off, alternate: -1, disk: [16]byte(h[56:72]), sum: le.Uint32(h[88:])}
+	if crc32.ChecksumIEEE(table) != g.sum {
+		return bad("the checksum of its entries is wrong")
+	}
+	if other := le.Uint64(h[32:]); other < uint64(size/lba) {
+		g.alternate = int64(other) * lba
 	}
 	for i := range int(count) {
 		e := table[int64(i)*int64(esize):][:minGPTEntry]
@@ -123,13 +177,24 @@ func readGPT(r io.ReaderAt, size, lba, off int64) (parts []Partition, ok bool, e
 			continue
 		}
 		first, last := le.Uint64(e[32:]), le.Uint64(e[40:])
-		if first == 0 || last < first || first >= uint64(size/lba) {
+		end := uint64(size / lba)
+		if first == 0 || last < first || last >= end {
+			g.faults = append(g.faults, fmt.Sprintf("partition %d does not lie on the disk: sectors %d to %d of %d", i+1, first, last, end))
+		}
+		if first == 0 || last < first || first >= end {
 			continue
 		}
-		last = min(last, uint64(size/lba)-1)
-		parts = append(parts, Partition{i + 1, int64(first) * lba, int64(last-first+1) * lba})
+		last = min(last, end-1)
+		g.parts = append(g.parts, Partition{i + 1, int64(first) * lba, int64(last-first+1) * lba, guid(e[:16])})
 	}
-	return parts, true, nil
+	return g, nil
+}
+
+// guid shows a GUID as people know it: the first three groups are stored with
+// their lowest byte first.
+func guid(b []byte) string {
+	le := binary.LittleEndian
+	return fmt.Sprintf("%08X-%04X-%04X-%X-%X", le.Uint32(b), le.Uint16(b[4:]), le.Uint16(b[6:]), b[8:10], b[10:16])
 }
 
 type mbrEntry struct {
@@ -161,45 +226,51 @@ func protective(b []byte) bool {
 
 func extended(kind byte) bool { return kind == 0x05 || kind == 0x0f || kind == 0x85 }
 
-// place turns sectors into a partition that lies on the disk. Guests grow and
-// shrink disks: what reaches past the end is cut, as Linux does.
-func place(number int, start, count, size int64) (Partition, bool) {
+// place adds a partition that lies on the disk. Guests grow and shrink disks: what
+// reaches past the end is cut, as Linux does.
+func (t *Table) place(number int, kind byte, start, count, size int64) bool {
 	off, length := start*sector, count*sector // at most 2^41 each
-	if start < 1 || count < 1 || off >= size {
-		return Partition{}, false
+	if start < 1 || count < 1 || off+length > size {
+		t.fault("partition %d does not lie on the disk: %d sectors from %d, of %d", number, count, start, size/sector)
 	}
-	return Partition{number, off, min(length, size-off)}, true
+	if start < 1 || count < 1 || off >= size {
+		return false
+	}
+	t.Partitions = append(t.Partitions, Partition{number, off, min(length, size-off), fmt.Sprintf("0x%02x", kind)})
+	return true
 }
 
-func readMBR(r io.ReaderAt, size int64, mbr []byte) ([]Partition, error) {
-	e, ok := entries(mbr)
-	if !ok {
-		return nil, nil
-	}
-	var parts []Partition
+// readMBR reads a boot record, which mbr is.
+func (t *Table) readMBR(r io.ReaderAt, size int64, mbr []byte) error {
+	e, _ := entries(mbr)
 	var chain int64 // sector of the first extended record
 	for i, x := range e {
 		switch {
 		case x.kind == 0:
+			continue
 		case extended(x.kind):
 			if chain == 0 {
 				chain = x.start
 			}
 		default:
-			if p, ok := place(i+1, x.start, x.count, size); ok {
-				parts = append(parts, p)
-			}
+			t.place(i+1, x.kind, x.start, x.count, size)
 		}
+		t.Kind, t.SectorSize = MBR, sector
 	}
 	// Every extended record has one logical partition, relative to itself, and
 	// a link to the next record, relative to the first.
 	b := make([]byte, sector)
-	for n, at := 5, chain; at > 0 && at <= size/sector-1 && n < 5+maxLogical; {
+	for n, at := 5, chain; at > 0 && n < 5+maxLogical; {
+		if at > size/sector-1 {
+			t.fault("the chain of logical partitions leads past the end of the disk, to sector %d", at)
+			break
+		}
 		if err := readFull(r, b, at*sector); err != nil {
-			return nil, err
+			return err
 		}
 		e, ok := entries(b)
 		if !ok {
+			t.fault("the chain of logical partitions breaks at sector %d", at)
 			break
 		}
 		next := int64(0)
@@ -211,13 +282,12 @@ func readMBR(r io.ReaderAt, size int64, mbr []byte) ([]Partition, error) {
 					next = chain + x.start
 				}
 			default:
-				if p, ok := place(n, at+x.start, x.count, size); ok {
-					parts = append(parts, p)
+				if t.place(n, x.kind, at+x.start, x.count, size) {
 					n++
 				}
 			}
 		}
 		at = next
 	}
-	return parts, nil
+	return nil
 }

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -36,10 +37,10 @@ func TestMBRWithLogicalPartitions(t *testing.T) {
 	copy(disk[4000*512:], mbrSector([3]uint32{0x83, 16, 100}, [3]uint32{0x05, 1000, 1000}))
 	copy(disk[5000*512:], mbrSector([3]uint32{0x82, 32, 200}))
 	want := []Partition{
-		{1, 2048 * 512, 1000 * 512},
-		{4, 8000 * 512, 4*mib - 8000*512}, // cut at the end of the disk
-		{5, 4016 * 512, 100 * 512},
-		{6, 5032 * 512, 200 * 512},
+		{1, 2048 * 512, 1000 * 512, "0x83"},
+		{4, 8000 * 512, 4*mib - 8000*512, "0x07"}, // cut at the end of the disk
+		{5, 4016 * 512, 100 * 512, "0x83"},
+		{6, 5032 * 512, 200 * 512, "0x82"},
 	}
 	got, err := Read(bytes.NewReader(disk), int64(len(disk)))
 	if err != nil {
@@ -90,28 +91,30 @@ func gptDisk(lba int64) []byte {
 		le.PutUint64(e[40:], p[1])
 	}
 	last := int64(len(disk))/lba - 1
-	put := func(at, tableAt int64) {
+	put := func(at, other, tableAt int64) {
 		copy(disk[tableAt*lba:], table)
 		h := disk[at*lba:]
 		copy(h, "EFI PART")
 		le.PutUint32(h[8:], 0x10000)
 		le.PutUint32(h[12:], 92)
 		le.PutUint64(h[24:], uint64(at))
+		le.PutUint64(h[32:], uint64(other))
 		le.PutUint64(h[72:], uint64(tableAt))
 		le.PutUint32(h[80:], 128)
 		le.PutUint32(h[84:], 128)
 		le.PutUint32(h[88:], crc32.ChecksumIEEE(table))
 		le.PutUint32(h[16:], crc32.ChecksumIEEE(h[:92]))
 	}
-	put(1, 2)
-	put(last, last-int64(len(table))/lba)
+	put(1, last, 2)
+	put(last, 1, last-int64(len(table))/lba)
 	return disk
 }
 
 func TestGPT(t *testing.T) {
 	for _, lba := range []int64{512, 4096} {
 		disk := gptDisk(lba)
-		want := []Partition{{1, 512 * lba, 89 * lba}, {3, 700 * lba, int64(len(disk)) - 700*lba}}
+		kind := "000000AF-0000-0000-0000-000000000000"
+		want := []Partition{{1, 512 * lba, 89 * lba, kind}, {3, 700 * lba, int64(len(disk)) - 700*lba, kind}}
 		check := func(what string) {
 			t.Helper()
 			got, err := Read(bytes.NewReader(disk), int64(len(disk)))
@@ -195,6 +198,10 @@ func TestAgainstSfdisk(t *testing.T) {
 				t.Fatalf("%q: %v", line, err)
 			}
 			p.Offset, p.Length = p.Offset*512, p.Length*512
+			_, kind, _ := strings.Cut(rest, "type=")
+			if p.Type, _, _ = strings.Cut(kind, ","); len(p.Type) == 2 {
+				p.Type = "0x" + p.Type
+			}
 			want = append(want, p)
 		}
 		f, err := os.Open(path)
@@ -211,6 +218,18 @@ func TestAgainstSfdisk(t *testing.T) {
 		}
 		if d := cmp.Diff(want, got); d != "" {
 			t.Errorf("%s\n%s", script, d)
+		}
+		f, err = os.Open(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		table, err := Inspect(f, 64*mib)
+		f.Close()
+		if err != nil || len(table.Faults) > 0 || len(table.Notes) > 0 || len(table.Partitions) != len(want) {
+			t.Errorf("%s: %+v, %v", script, table, err)
+		}
+		if gpt := strings.HasPrefix(script, "label: gpt"); gpt && !slices.Equal(table.Proved, []string{"GPT", "second copy"}) {
+			t.Errorf("%s: proved %q", script, table.Proved)
 		}
 	}
 }
@@ -235,6 +254,10 @@ func FuzzRead(f *testing.F) {
 			if i > 0 && p.Number <= parts[i-1].Number {
 				t.Fatalf("numbers do not ascend: %v", parts)
 			}
+		}
+		table, err := Inspect(padded(b), size)
+		if err != nil || len(table.Partitions) != len(parts) || (len(parts) > 0 && table.Kind == "") {
+			t.Fatalf("Inspect: %+v, %v; Read: %v", table, err, parts)
 		}
 	})
 }
