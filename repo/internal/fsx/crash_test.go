@@ -94,6 +94,20 @@ func TestCrashNames(t *testing.T) {
 			must(t, m.Remove("f"))
 		}, listing), "", "f")
 	})
+	t.Run("replaced, nothing synced", func(t *testing.T) {
+		exactly(t, outcomes(t, func(m *Mem) {
+			make1(m)
+			must(t, m.Plant("d/x", []byte("old")))
+			must(t, m.Replace("tmp/x", "d/x"))
+		}, func(m *Mem) string { return content(t, m, "d/x") }), "old", "all of it")
+	})
+	t.Run("replaced and synced", func(t *testing.T) {
+		exactly(t, outcomes(t, func(m *Mem) {
+			make1(m)
+			must(t, m.Plant("d/x", []byte("old")))
+			must(t, ReplaceFile(m, "tmp/y", "d/x", []byte("new")))
+		}, func(m *Mem) string { return content(t, m, "d/x") }), "new")
+	})
 	t.Run("a directory that was not synced", func(t *testing.T) {
 		exactly(t, outcomes(t, func(m *Mem) {
 			must(t, m.MkdirAll("a/b"))
@@ -374,6 +388,37 @@ func TestFaultyModes(t *testing.T) {
 			t.Error("bytes whose sync failed never got lost")
 		}
 	})
+}
+
+// TestReplaceFileAtEveryCrash: whatever the moment, the old file is there or the
+// new one, and certainly the new one when ReplaceFile said so.
+func TestReplaceFileAtEveryCrash(t *testing.T) {
+	old, fresh := strings.Repeat("old", 1000), strings.Repeat("fresh", 1000)
+	seen := map[string]int{}
+	for k := 1; ; k++ {
+		fired := false
+		for seed := range 40 {
+			m := NewMem()
+			must(t, MakeDir(m, "tmp"))
+			must(t, m.Plant("d/x", []byte(old)))
+			f := NewFaulty(m)
+			f.Plan(Plan{Ops: OpAny, At: k, Mode: CrashNow})
+			err := ReplaceFile(f, "tmp/x", "d/x", []byte(fresh))
+			fired = f.Fired()
+			m.Crash(rng(seed))
+			got := content(t, m, "d/x")
+			seen[got]++
+			if got != old && got != fresh || err == nil && got != fresh {
+				t.Fatalf("crash at %d: %d bytes, after %v", k, len(got), err)
+			}
+		}
+		if !fired {
+			if k < 6 || seen[old] == 0 || seen[fresh] == 0 {
+				t.Fatalf("only %d operations, %d old and %d new", k, seen[old], seen[fresh])
+			}
+			return
+		}
+	}
 }
 
 // TestWriteFileAtEveryCrash: whatever the moment, the file is there whole or not

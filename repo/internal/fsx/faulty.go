@@ -26,9 +26,10 @@ const (
 	OpRemove
 	OpMkdir
 	OpSyncDir
+	OpReplace
 
 	// OpChanges are the operations that change what is stored or make it last.
-	OpChanges = OpCreate | OpWrite | OpSync | OpPublish | OpRemove | OpMkdir | OpSyncDir
+	OpChanges = OpCreate | OpWrite | OpSync | OpPublish | OpRemove | OpMkdir | OpSyncDir | OpReplace
 	// OpAny is every operation.
 	OpAny = 1<<iota - 1
 )
@@ -116,7 +117,7 @@ type outcome struct {
 	run  bool // do it all, then report err
 }
 
-const needRoom = OpCreate | OpWrite | OpMkdir | OpPublish
+const needRoom = OpCreate | OpWrite | OpMkdir | OpPublish | OpReplace
 
 func (f *Faulty) next(op Op, name string) outcome {
 	f.mu.Lock()
@@ -206,6 +207,11 @@ func (f *Faulty) Append(name string) (File, error) { return f.file(OpCreate, nam
 // Publish implements FS.
 func (f *Faulty) Publish(old, final string) error {
 	return f.do(OpPublish, final, func() error { return f.inner.Publish(old, final) })
+}
+
+// Replace implements FS.
+func (f *Faulty) Replace(old, final string) error {
+	return f.do(OpReplace, final, func() error { return f.inner.Replace(old, final) })
 }
 
 // Remove implements FS.

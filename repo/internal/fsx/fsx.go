@@ -5,10 +5,11 @@
 // nothing outside the root can be named. What a caller may rely on:
 //
 //   - bytes of a file last once File.Sync has returned nil, and not before;
-//   - a name (made by Create, Append, Publish, MkdirAll, Lock; gone by Remove)
+//   - a name (made by Create, Append, Publish, Replace, MkdirAll, Lock; gone by Remove)
 //     lasts once SyncDir of its directory has returned nil, and not before;
 //   - Publish gives a file its final name whole or not at all, and never
-//     replaces a file;
+//     replaces a file; Replace does, so that the name leads to the old file or
+//     to the new one, whenever one looks and whatever crashes;
 //   - a Sync that failed stays failed: the kernel may have dropped the bytes and
 //     would call a second attempt a success, so the file has to be given up;
 //   - a lock dies with the process that holds it.
@@ -52,6 +53,10 @@ type FS interface {
 	// be removed (append-only storage) the file keeps both names, and that is
 	// a success.
 	Publish(old, final string) error
+	// Replace gives the file old, which must be synced, the name final, in place
+	// of the file that has it, if there is one. Who has that one open goes on
+	// reading it.
+	Replace(old, final string) error
 	// Remove removes a file or an empty directory.
 	Remove(name string) error
 	// MkdirAll makes a directory and its parents, mode 0700.
@@ -101,7 +106,11 @@ func WriteFile(fsys FS, tmp, name string, data []byte) error {
 
 // WriteFunc is WriteFile for content that fill writes piece by piece. The writer
 // is not buffered.
-func WriteFunc(fsys FS, tmp, name string, fill func(io.Writer) error) (err error) {
+func WriteFunc(fsys FS, tmp, name string, fill func(io.Writer) error) error {
+	return writeFunc(fsys, tmp, name, fsys.Publish, fill)
+}
+
+func writeFunc(fsys FS, tmp, name string, publish func(old, final string) error, fill func(io.Writer) error) (err error) {
 	f, err := fsys.Create(tmp)
 	if err != nil {
 		return err
@@ -123,10 +132,19 @@ func WriteFunc(fsys FS, tmp, name string, fill func(io.Writer) error) (err error
 	if err := f.Close(); err != nil {
 		return err
 	}
-	if err := fsys.Publish(tmp, name); err != nil {
+	if err := publish(tmp, name); err != nil {
 		return err
 	}
 	return fsys.SyncDir(path.Dir(name))
+}
+
+// ReplaceFile is WriteFile for a name that a file may have already. A crash leaves
+// the old file there, or the new one.
+func ReplaceFile(fsys FS, tmp, name string, data []byte) error {
+	return writeFunc(fsys, tmp, name, fsys.Replace, func(w io.Writer) error {
+		_, err := w.Write(data)
+		return err
+	})
 }
 
 // ReadFile reads a whole file of at most limit bytes; a larger one is refused

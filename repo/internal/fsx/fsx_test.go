@@ -167,7 +167,7 @@ func TestNamesStayInside(t *testing.T) {
 			_, e6 := fsys.Lock(bad, true, false)
 			for i, err := range []error{
 				e1, e2, e3, e4, e5, e6, fsys.Remove(bad), fsys.MkdirAll(bad), fsys.SyncDir(bad),
-				fsys.Publish(bad, "x"), fsys.Publish("f", bad),
+				fsys.Publish(bad, "x"), fsys.Publish("f", bad), fsys.Replace(bad, "x"), fsys.Replace("f", bad),
 			} {
 				if !errors.Is(err, fs.ErrInvalid) {
 					t.Errorf("call %d with name %q: %v", i, bad, err)
@@ -204,6 +204,51 @@ func TestPublish(t *testing.T) {
 			t.Errorf("published: %s", got)
 		}
 	})
+}
+
+func TestReplace(t *testing.T) {
+	onEach(t, func(t *testing.T, fsys FS) {
+		must(t, fsys.MkdirAll("tmp"))
+		must(t, fsys.MkdirAll("d/e"))
+		must(t, ReplaceFile(fsys, "tmp/1", "d/x", []byte("first")))
+		reader, err := fsys.Open("d/x")
+		must(t, err)
+		defer reader.Close()
+		must(t, ReplaceFile(fsys, "tmp/2", "d/x", []byte("second")))
+		if got := content(t, fsys, "d/x"); got != "second" {
+			t.Errorf("not replaced: %q", got)
+		}
+		buf := make([]byte, 5)
+		if _, err := reader.ReadAt(buf, 0); err != nil || string(buf) != "first" {
+			t.Errorf("who had it open reads %q, %v", buf, err)
+		}
+		must(t, fsys.Replace("d/x", "d/x"))
+		must(t, fsys.Replace("d/x", "d/y"))
+		mustBe(t, fsys.Replace("tmp/none", "d/y"), fs.ErrNotExist)
+		mustBe(t, ReplaceFile(fsys, "tmp/3", "none/y", nil), fs.ErrNotExist)
+		if err := ReplaceFile(fsys, "tmp/4", "d/e", nil); err == nil {
+			t.Error("replaced a directory")
+		}
+		if left := names(t, fsys, "tmp"); len(left) != 0 {
+			t.Errorf("left behind: %v", left)
+		}
+		if got := fmt.Sprint(names(t, fsys, "d")); got != "[e y]" || content(t, fsys, "d/y") != "second" {
+			t.Errorf("there is %s", got)
+		}
+	})
+}
+
+// TestOSReplaceSameFile: two names of one file become one.
+func TestOSReplaceSameFile(t *testing.T) {
+	dir := t.TempDir()
+	fsys, err := OS(dir)
+	must(t, err)
+	must(t, WriteFile(fsys, "t", "a", []byte("a")))
+	must(t, os.Link(filepath.Join(dir, "a"), filepath.Join(dir, "b")))
+	must(t, fsys.Replace("a", "b"))
+	if got := fmt.Sprint(names(t, fsys, ".")); got != "[b]" {
+		t.Error(got)
+	}
 }
 
 func TestReadFileLimit(t *testing.T) {

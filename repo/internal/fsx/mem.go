@@ -254,29 +254,49 @@ func (m *Mem) touch(op, name string, excl bool) (*memNode, error) {
 
 // Publish implements FS as link and unlink.
 func (m *Mem) Publish(old, final string) error {
+	return m.rename("publish", old, final, func(there, n *memNode) error {
+		if there != nil && there != n {
+			return fs.ErrExist
+		}
+		return nil
+	})
+}
+
+// Replace implements FS.
+func (m *Mem) Replace(old, final string) error {
+	return m.rename("replace", old, final, func(there, _ *memNode) error {
+		if there != nil && there.dir {
+			return syscall.EISDIR
+		}
+		return nil
+	})
+}
+
+// rename gives a file another name, if what has that name may be replaced.
+func (m *Mem) rename(op, old, final string, may func(there, n *memNode) error) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	n, err := m.find("publish", old)
+	n, err := m.find(op, old)
 	if err != nil {
 		return err
 	}
 	if n.dir {
-		return &fs.PathError{Op: "publish", Path: old, Err: syscall.EISDIR}
+		return &fs.PathError{Op: op, Path: old, Err: syscall.EISDIR}
 	}
-	if err := checkName("publish", final); err != nil {
+	if err := checkName(op, final); err != nil {
 		return err
 	}
-	to, base, err := m.parent("publish", final)
+	to, base, err := m.parent(op, final)
 	if err != nil {
 		return err
 	}
-	if there := to.now[base]; there != nil && there != n {
-		return &fs.PathError{Op: "publish", Path: final, Err: fs.ErrExist}
+	if err := may(to.now[base], n); err != nil {
+		return &fs.PathError{Op: op, Path: final, Err: err}
 	}
 	if path.Clean(old) == path.Clean(final) {
 		return nil
 	}
-	from, oldBase, _ := m.parent("publish", old)
+	from, oldBase, _ := m.parent(op, old)
 	link := &nameOp{dir: to, name: base, node: n}
 	m.name(link)
 	m.name(&nameOp{dir: from, name: oldBase, after: link})

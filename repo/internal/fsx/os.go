@@ -146,6 +146,21 @@ func noSuchCall(err error) bool {
 	return false
 }
 
+func (d *dirFS) Replace(old, final string) error {
+	from, err := d.path("replace", old)
+	if err != nil {
+		return err
+	}
+	to, err := d.path("replace", final)
+	if err != nil {
+		return err
+	}
+	if from != to && sameFile(from, to) {
+		return os.Remove(from) // where both names lead to one file rename(2) does nothing
+	}
+	return os.Rename(from, to)
+}
+
 func (d *dirFS) Remove(name string) error {
 	p, err := d.path("remove", name)
 	if err != nil {
