@@ -36,6 +36,7 @@ type Disk struct {
 	size int64
 	data int64
 	tree tree.Tree
+	lost *lostParts // nil: nobody has looked
 }
 
 var _ io.ReaderAt = (*Disk)(nil)
@@ -237,14 +238,14 @@ func (d *Disk) NextData(ctx context.Context, off int64) (start, end int64, err e
 		return 0, 0, io.EOF
 	}
 	bs := int64(d.r.config.BlockSize)
-	first, err := d.tree.NextData(ctx, loader{d.r}, off/bs)
+	first, err := d.tree.NextData(ctx, d.loader(), off/bs)
 	if err != nil {
 		return 0, 0, err
 	}
 	if first == d.tree.Blocks {
 		return 0, 0, io.EOF
 	}
-	last, err := d.tree.NextHole(ctx, loader{d.r}, first)
+	last, err := d.tree.NextHole(ctx, d.loader(), first)
 	if err != nil {
 		return 0, 0, err
 	}
@@ -263,7 +264,7 @@ func (d *Disk) Matches(ctx context.Context, off int64, p []byte) (bool, error) {
 		return true, nil
 	}
 	records := make([]block.Record, tree.Blocks(int64(len(p)), int(bs)))
-	if err := d.tree.Records(ctx, loader{d.r}, off/bs, records); err != nil {
+	if err := d.tree.Records(ctx, d.loader(), off/bs, records); err != nil {
 		return false, err
 	}
 	h := d.r.hashers.Get().(*hasher)

@@ -37,6 +37,8 @@ type DiskWriter struct {
 	s        *Session
 	capacity int64
 	parent   tree.Tree
+	load     tree.Loader // of the parent's nodes
+	relearn  relearn
 	builder  *tree.Builder
 	count    counters
 
@@ -89,16 +91,17 @@ func (l *loan) done() {
 // Disk begins a disk of the given capacity in bytes. What will neither be written
 // nor zeroed keeps the parent's content; without a parent it is a hole. The disk
 // may have grown since the parent, not shrunk. Several disks may be written at
-// once.
+// once. What is lost of the parent (see Lost) must be written or zeroed.
 func (s *Session) Disk(ctx context.Context, capacity int64, parent *Disk) (*DiskWriter, error) {
 	bs := s.r.config.BlockSize
 	if capacity < 0 || capacity > tree.MaxCapacity {
 		return nil, fmt.Errorf("a disk of %d bytes is out of range", capacity)
 	}
-	w := &DiskWriter{s: s, capacity: capacity, order: make(chan *task, maxTasks), applied: make(chan struct{})}
+	w := &DiskWriter{s: s, capacity: capacity, load: loader{s.r}, order: make(chan *task, maxTasks), applied: make(chan struct{})}
 	blocks := tree.Blocks(capacity, bs)
 	w.parent = tree.Tree{Levels: tree.Levels(0)}
 	var data int64
+	var build tree.Loader = loader{s.r}
 	if parent != nil {
 		if parent.r.ID() != s.r.ID() {
 			return nil, errors.New("the parent is in another repository")
@@ -111,9 +114,18 @@ func (s *Session) Disk(ctx context.Context, capacity int64, parent *Disk) (*Disk
 		}
 		w.parent = parent.tree
 		data = tree.Blocks(parent.data, bs)
+		if parent.lost == nil || parent.lost.s != s {
+			var err error
+			if parent, _, err = s.Lost(ctx, parent, false); err != nil {
+				return nil, s.explain(err)
+			}
+		}
+		if l := parent.lost; l != nil && l.s == s && len(l.areas) > 0 {
+			w.relearn.areas, w.load, build, data = l.areas, parent.loader(), lostLoader{loader{s.r}, l.nodes}, l.data
+		}
 	}
 	var err error
-	if w.builder, err = tree.NewBuilder(ctx, loader{s.r}, s.storeNode, blocks, w.parent, data); err != nil {
+	if w.builder, err = tree.NewBuilder(ctx, build, s.storeNode, blocks, w.parent, data); err != nil {
 		return nil, s.explain(err)
 	}
 	w.ctx, w.cancel = context.WithCancelCause(s.ctx)
@@ -179,6 +191,7 @@ func (w *DiskWriter) begin(off, n int64) error {
 		return err
 	}
 	w.next = off + n
+	w.relearn.cover(off, n)
 	return nil
 }
 
@@ -327,6 +340,9 @@ func (w *DiskWriter) Finish(ctx context.Context) (DiskTree, error) {
 	if err := w.failure(); err != nil {
 		return DiskTree{}, err
 	}
+	if err := w.relearn.end(); err != nil {
+		return DiskTree{}, err
+	}
 	t, data, last, err := w.builder.Finish(w.ctx)
 	if err != nil {
 		return DiskTree{}, w.s.explain(err)
@@ -382,26 +398,29 @@ func (s *Session) store(t *tools, k *task) error {
 	n := (len(k.p) + bs - 1) / bs
 	k.results = n
 	if here := min(int64(n), k.w.parent.Blocks-k.first); here > 0 && !k.w.parent.Root.IsHole() {
-		if err := k.w.parent.Records(k.w.ctx, loader{s.r}, k.first, parents[:here]); err != nil {
+		if err := k.w.parent.Records(k.w.ctx, k.w.load, k.first, parents[:here]); err != nil {
 			return err
 		}
 	}
 	for i := range n {
 		p := k.p[i*bs : min(len(k.p), (i+1)*bs)]
 		var err error
-		if k.out[i], err = s.storeBlock(k.w, t, p, parents[i]); err != nil {
+		lost := k.w.relearn.at((k.first + int64(i)) * int64(bs))
+		if k.out[i], err = s.storeBlock(k.w, t, p, parents[i], lost); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func (s *Session) storeBlock(w *DiskWriter, t *tools, p []byte, parent block.Record) (outcome, error) {
+// storeBlock stores a block that differs from the parent's. A hole that is lost is
+// nobody's word that there were zeros: the entry above it may have to go.
+func (s *Session) storeBlock(w *DiskWriter, t *tools, p []byte, parent block.Record, lost bool) (outcome, error) {
 	size := int64(len(p))
 	if isZero(p) {
 		w.count.zero.Add(size)
 		s.count.zero.Add(size)
-		return outcome{keep: parent.IsHole()}, nil
+		return outcome{keep: parent.IsHole() && !lost}, nil
 	}
 	if bs := s.r.config.BlockSize; len(p) < bs {
 		// The end of the disk lies within a block: the rest of it is zeros, so

@@ -71,12 +71,14 @@ func (l *landing) wait(ctx context.Context) (block.Record, error) {
 }
 
 // reuse judges packs that a session could point to. A pack counts only while its
-// file is there and nobody has condemned it.
+// file is there and nobody has condemned it or found it damaged.
 type reuse struct {
 	r         *Repository
 	mu        sync.RWMutex
 	condemned map[string]bool
+	lost      map[packKey]bool // marked in quarantine/, or found out by this session
 	packs     map[packKey]bool // whether it may be pointed to
+	present   map[packKey]bool // whether its file is there and not lost
 	found     map[packKey]bool // of these, those the index led to
 }
 
@@ -84,6 +86,8 @@ func (u *reuse) init(r *Repository) {
 	u.r = r
 	u.packs = make(map[packKey]bool)
 	u.found = make(map[packKey]bool)
+	u.present = make(map[packKey]bool)
+	u.lost = make(map[packKey]bool)
 }
 
 // condemnedDir holds an entry for every pack that collection means to delete,
@@ -121,13 +125,71 @@ func (u *reuse) pack(t pack.Type, h block.Handle) bool {
 	return good
 }
 
-var errCondemned = errors.New("it is condemned")
+// loadLost learns which packs are marked as lost or damaged. What the session found out
+// by itself stays.
+func (u *reuse) loadLost() error {
+	marks, err := u.r.readQuarantine()
+	if err != nil {
+		return err
+	}
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	for k, q := range marks {
+		if q.marked {
+			u.lost[k] = true
+		}
+	}
+	return nil
+}
+
+func (u *reuse) anyLost() bool {
+	u.mu.RLock()
+	defer u.mu.RUnlock()
+	return len(u.lost) > 0
+}
+
+// distrust keeps the session from pointing to a pack any more.
+func (u *reuse) distrust(k packKey) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.lost[k] = true
+	delete(u.packs, k)
+	delete(u.present, k)
+}
+
+// there tells whether a pack can be read, as far as anybody knows. Storage is asked
+// once a pack.
+func (u *reuse) there(k packKey) (bool, error) {
+	u.mu.RLock()
+	there, ok := u.present[k]
+	lost := u.lost[k]
+	u.mu.RUnlock()
+	if ok || lost {
+		return there && !lost, nil
+	}
+	_, err := u.r.fs.Stat(k.typ.Path(k.handle))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return false, err
+	}
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.present[k] = err == nil
+	return err == nil, nil
+}
+
+var (
+	errCondemned = errors.New("it is condemned")
+	errLost      = errors.New("it was found damaged or missing")
+)
 
 func (u *reuse) look(k packKey) error {
 	u.mu.RLock()
-	condemned := u.condemned[k.handle.String()]
+	condemned, lost := u.condemned[k.handle.String()], u.lost[k]
 	u.mu.RUnlock()
-	if condemned {
+	switch {
+	case lost:
+		return errLost
+	case condemned:
 		return errCondemned
 	}
 	_, err := u.r.fs.Stat(k.typ.Path(k.handle))
@@ -156,7 +218,7 @@ func (u *reuse) indexed(t pack.Type, h block.Handle) bool {
 // a commit. Packs condemned from now on stay until after this session, and so do
 // those that were condemned by a run that knows of it.
 func (u *reuse) verify(ctx context.Context, session string) error {
-	if err := u.loadCondemned(); err != nil {
+	if err := errors.Join(u.loadCondemned(), u.loadLost()); err != nil {
 		return err
 	}
 	u.mu.RLock()

@@ -158,7 +158,7 @@ func (r *Repository) Begin(ctx context.Context, o SessionOptions) (_ *Session, e
 	}
 	s.id = s.file.id
 	// Who condemns packs from now on sees that there is a session.
-	if err := s.reuse.loadCondemned(); err != nil {
+	if err := errors.Join(s.reuse.loadCondemned(), s.reuse.loadLost()); err != nil {
 		return nil, err
 	}
 	if err := r.recover(ctx, s); err != nil {

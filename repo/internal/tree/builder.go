@@ -3,6 +3,7 @@ package tree
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 
 	"hikae/repo/internal/block"
@@ -83,11 +84,16 @@ func (b *Builder) enter(ctx context.Context, level int, base int64, r block.Reco
 		clear(f.node)
 	} else {
 		node, err := b.Node(ctx, r)
-		if err != nil {
+		switch {
+		case errors.Is(err, ErrLost):
+			clear(f.node)
+			f.dirty = true // the entry above must not go on pointing to it
+		case err != nil:
 			return err
+		default:
+			f.orig = node
+			copy(f.node, node)
 		}
-		f.orig = node
-		copy(f.node, node)
 	}
 	f.open = true
 	return nil

@@ -23,6 +23,10 @@ import (
 // ErrNode says that a node's bytes are not a node at its place.
 var ErrNode = errors.New("malformed tree node")
 
+// ErrLost is what a Loader answers for a node that is known to be lost. A Builder and
+// Count take it for a node of holes.
+var ErrLost = errors.New("the node is lost")
+
 // Loader brings nodes. The bytes have NodeSize, passed Check, and are not
 // changed by anyone.
 type Loader interface {
@@ -191,6 +195,9 @@ func Count(ctx context.Context, l Loader, r block.Record, level int) (int64, err
 		return 0, err
 	}
 	node, err := l.Node(ctx, r)
+	if errors.Is(err, ErrLost) {
+		return 0, nil
+	}
 	if err != nil {
 		return 0, err
 	}
