@@ -137,6 +137,11 @@ func (w *writer) finish() error {
 // write makes a segment of all that src yields, at least one record, and returns
 // it open for lookups.
 func (x *Index) write(ctx context.Context, src source, sequence uint64, superseded []name) (*segment, error) {
+	return x.writeAs(ctx, x.opt.TempName(), src, sequence, superseded)
+}
+
+// writeAs is write by way of a temporary file of the caller's.
+func (x *Index) writeAs(ctx context.Context, tmp string, src source, sequence uint64, superseded []name) (*segment, error) {
 	h := newHeader(x.ring.Epoch(), x.ring.Repository(), random32())
 	s, err := newSeal(x.ring, h)
 	if err != nil {
@@ -147,7 +152,7 @@ func (x *Index) write(ctx context.Context, src source, sequence uint64, supersed
 	}
 	var w *writer
 	file := path.Join(x.dir, h.name().String())
-	err = fsx.WriteFunc(x.fsys, x.opt.TempName(), file, func(out io.Writer) error {
+	err = fsx.WriteFunc(x.fsys, tmp, file, func(out io.Writer) error {
 		var err error
 		if w, err = newWriter(out, s); err != nil {
 			return err
