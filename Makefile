@@ -2,7 +2,8 @@
 # make demo    the whole road once, on a simulated host
 # make test    formatting, linters, fuzzing, all tests with the race detector
 # make bench   speeds and sizes, as ratios to other tools; IMAGES="a.raw b.raw" measures
-#              given states of one disk, BENCH=--json prints objects
+#              given states of one disk, BENCH=--json prints objects; then what a
+#              repository of SCALE=4096 GiB costs (6 GB in TMPDIR; SCALE=0 leaves it out)
 # make tools   the linters and govc, into .cache/tools
 # make clean   removes bin/ and .cache/
 
@@ -16,6 +17,8 @@ GOLANGCI_LINT_VERSION := v2.15.0
 GOFUMPT_VERSION       := v0.12.0
 # The newest that exists as a module of its own; a judge of the simulated host.
 GOVC_VERSION          := v0.30.4
+
+SCALE   ?= 4096
 
 export PATH := $(TOOLS):$(PATH)
 
@@ -43,6 +46,7 @@ fuzz:
 bench: build
 	CGO_ENABLED=0 $(GO) build $(VCS) -trimpath -o bin/hikaebench ./cmd/hikaebench
 	@IMAGES='$(IMAGES)' bin/hikaebench $(BENCH)
+	@[ '$(SCALE)' = 0 ] || HIKAE_SCALE='$(SCALE)' $(GO) test -run '^$$' -bench Scale -benchtime 1x -timeout 60m ./repo
 
 tools:
 	@mkdir -p '$(TOOLS)'

@@ -19,10 +19,11 @@ type row struct {
 	IOPS    float64 `json:"iops,omitempty"`
 	P50     float64 `json:"p50_us,omitempty"`
 	P99     float64 `json:"p99_us,omitempty"`
-	Stored  int64   `json:"bytes_stored,omitempty"` // the repository grew by this
-	Wire    int64   `json:"bytes_wire,omitempty"`   // that left the host
-	RSS     int64   `json:"peak_rss,omitempty"`     // of the largest process
-	Ratio   float64 `json:"ratio,omitempty"`        // hikae's speed over this tool's in the same step
+	Stored  int64   `json:"bytes_stored,omitempty"`   // the repository grew by this
+	Meta    int64   `json:"bytes_metadata,omitempty"` // of this: tree nodes, index, manifests
+	Wire    int64   `json:"bytes_wire,omitempty"`     // that left the host
+	RSS     int64   `json:"peak_rss,omitempty"`       // of the largest process
+	Ratio   float64 `json:"ratio,omitempty"`          // hikae's speed over this tool's in the same step
 	Note    string  `json:"note,omitempty"`
 }
 
@@ -59,7 +60,7 @@ func (t *table) add(r row) {
 }
 
 // headings are those of figures.
-var headings = []string{"time", "rate", "IOPS", "p50", "p99", "stored", "wire", "peak memory", "hikae is", ""}
+var headings = []string{"time", "rate", "IOPS", "p50", "p99", "stored", "metadata", "wire", "peak memory", "hikae is", ""}
 
 func (r row) figures() []string {
 	f := func(show bool, format string, v float64) string {
@@ -75,6 +76,7 @@ func (r row) figures() []string {
 		f(r.P50 > 0, "%.0f µs", r.P50),
 		f(r.P99 > 0, "%.0f µs", r.P99),
 		f(r.Stored > 0, "%.1f MiB", float64(r.Stored)/mib),
+		f(r.Meta > 0 && r.Bytes > 0, "%.2f %%", 100*float64(r.Meta)/float64(r.Bytes)),
 		f(r.Wire > 0, "%.1f MiB", float64(r.Wire)/mib),
 		f(r.RSS > 0, "%.0f MiB", float64(r.RSS)/mib),
 		f(r.Ratio > 0, "%.2f ×", r.Ratio),

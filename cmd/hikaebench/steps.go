@@ -21,6 +21,7 @@ import (
 // The steps' names join hikae's rows with those of the other tools.
 const (
 	stepFull      = "store the first state"
+	stepFast      = "store the first state, s2 or lz4"
 	stepKnown     = "store the next, changes known"
 	stepScan      = "store the next, changes unknown"
 	stepUnchanged = "store it again, nothing changed"
@@ -132,14 +133,32 @@ func treeSize(dir string) (n int64) {
 
 // storeOne runs a command that adds to a folder, and reports what it cost.
 func (b *bench) storeOne(ctx context.Context, r row, dir string, cmd *exec.Cmd) error {
-	before := treeSize(dir)
+	_, err := b.stored(ctx, r, dir, cmd)
+	return err
+}
+
+// stored is storeOne for who needs the figures.
+func (b *bench) stored(ctx context.Context, r row, dir string, cmd *exec.Cmd) (row, error) {
+	before, meta := treeSize(dir), metadata(dir)
 	m, err := b.run(ctx, cmd)
 	if err != nil {
-		return err
+		return r, err
 	}
 	r.Seconds, r.RSS, r.Stored = m.seconds, m.rss, treeSize(dir)-before
+	if r.Tool == "hikae" {
+		r.Meta = metadata(dir) - meta
+	}
 	b.out.add(r)
-	return nil
+	return r, nil
+}
+
+// metadata is how much of a repository of hikae's is not blocks: tree nodes, index,
+// manifests.
+func metadata(dir string) (n int64) {
+	for _, sub := range []string{"meta", "index", "generations"} {
+		n += treeSize(filepath.Join(dir, sub))
+	}
+	return n
 }
 
 func (b *bench) store(ctx context.Context) error {
@@ -148,6 +167,19 @@ func (b *bench) store(ctx context.Context) error {
 	err := b.storeOne(ctx, row{Step: stepFull, Tool: "hikae", Bytes: total(first.data)}, b.repo,
 		b.hikaeCommand(ctx, "import", vm, "--disk", first.path, "--time", stamp(0), "--json"))
 	if err != nil {
+		return err
+	}
+	// The other compression, beside tools that have nothing slower and smaller.
+	fast := b.path("fast")
+	if _, err := b.run(ctx, b.hikaeCommand(ctx, "--repo", fast, "init")); err != nil {
+		return err
+	}
+	err = b.storeOne(ctx, row{Step: stepFast, Tool: "hikae", Bytes: total(first.data)}, fast,
+		b.hikaeCommand(ctx, "--repo", fast, "import", vm, "--compression", "s2", "--disk", first.path, "--time", stamp(0), "--json"))
+	if err != nil {
+		return err
+	}
+	if err := os.RemoveAll(fast); err != nil {
 		return err
 	}
 	for i, s := range b.states[1:] {
