@@ -45,9 +45,13 @@ func BenchmarkScale(b *testing.B) {
 	b.Logf("made in %v", time.Since(began).Round(time.Second))
 
 	for _, s := range []struct{ name, step string }{
-		{"open-for-backup", "session"}, {"open-for-reading", "read"},
-		{"increment-scattered", "scattered"}, {"increment-clustered", "clustered"},
-		{"increment-all-over-the-disk", "wide"}, {"stats", "stats"}, {"check", "check"},
+		{"open-for-backup", "session"},
+		{"open-for-reading", "read"},
+		{"increment-scattered", "scattered"},
+		{"increment-clustered", "clustered"},
+		{"increment-all-over-the-disk", "wide"},
+		{"stats", "stats"},
+		{"check", "check"},
 	} {
 		b.Run(s.name, func(b *testing.B) {
 			var at [2]scaleResult
