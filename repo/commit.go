@@ -143,6 +143,7 @@ func (s *Session) publishManifest(ctx context.Context, m Manifest) (Ref, error) 
 			return err
 		}
 		s.stored.Add(int64(len(b)))
+		s.parity.add(name)
 		return nil
 	}
 	who := path.Join(dir, identityName)

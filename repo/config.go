@@ -30,14 +30,15 @@ type config struct {
 	ID        string    `json:"id"`         // 32 hexadecimal digits
 	BlockSize int       `json:"block_size"` // bytes
 	Created   time.Time `json:"created"`
+	Parity    int       `json:"parity,omitempty"` // per cent, of what writers store
 
 	id   [16]byte
 	line []byte // the authenticated line, with its line feed
 	mac  []byte
 }
 
-func newConfig(blockSize int, now time.Time) (*config, error) {
-	c := &config{Format: FormatVersion, BlockSize: blockSize, Created: now.UTC().Truncate(time.Second)}
+func newConfig(blockSize, parity int, now time.Time) (*config, error) {
+	c := &config{Format: FormatVersion, BlockSize: blockSize, Parity: parity, Created: now.UTC().Truncate(time.Second)}
 	_, _ = rand.Read(c.id[:]) // never fails: the program ends if the system has no randomness
 	c.ID = hex.EncodeToString(c.id[:])
 	line, err := json.Marshal(c)
@@ -47,6 +48,10 @@ func newConfig(blockSize int, now time.Time) (*config, error) {
 	c.line = append(line, '\n')
 	return c, nil
 }
+
+// parity is how much parity writers make, in per cent. Whatever a later program may
+// allow there, a repository must not become unreadable by it.
+func (c *config) parity() int { return max(0, min(c.Parity, MaxParity)) }
 
 func validBlockSize(n int) bool { return n == 64<<10 || n == 128<<10 || n == 256<<10 }
 

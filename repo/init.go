@@ -26,11 +26,12 @@ type InitOptions struct {
 	BlockSize  int              // bytes: 65536, 131072 or 262144; 0 is DefaultBlockSize. Fixed for ever
 	Passphrase []byte           // opens the first key slot; must not be empty
 	KDF        KDF              // cost of the first key slot
+	Parity     int              // per cent of parity to make for what is written, 1 to MaxParity; 0 is none
 	Clock      func() time.Time // nil is time.Now
 }
 
 // layout is the directories of a repository.
-var layout = [...]string{"keys", "packs", "meta", "index", "generations", "condemned", "sessions", "quarantine", "tmp"}
+var layout = [...]string{"keys", "packs", "meta", "index", "generations", "condemned", "sessions", "quarantine", "verified", "tmp"}
 
 // defaultClock is the only place where this package takes the time from the
 // system.
@@ -58,6 +59,9 @@ func initFS(ctx context.Context, fsys fsx.FS, dir string, o InitOptions) (err er
 	}
 	if !validBlockSize(o.BlockSize) {
 		return fmt.Errorf("blocks of %d bytes: choose 65536, 131072 or 262144", o.BlockSize)
+	}
+	if o.Parity < 0 || o.Parity > MaxParity {
+		return fmt.Errorf("%d %% of parity: choose 1 to %d, or none", o.Parity, MaxParity)
 	}
 	if len(o.Passphrase) == 0 {
 		return errors.New("the passphrase is empty")
@@ -94,7 +98,7 @@ func initFS(ctx context.Context, fsys fsx.FS, dir string, o InitOptions) (err er
 		return err
 	}
 	now := o.Clock()
-	c, err := newConfig(o.BlockSize, now)
+	c, err := newConfig(o.BlockSize, o.Parity, now)
 	if err != nil {
 		return err
 	}

@@ -84,7 +84,7 @@ const condemnedLock = condemnedDir + "/lock"
 // the caches of the repository.
 func (r *Repository) Prune(ctx context.Context, o PruneOptions) (_ *PruneReport, err error) {
 	p := &pruner{
-		r: r, o: o, report: &PruneReport{DryRun: o.DryRun},
+		r: r, o: o, report: &PruneReport{DryRun: o.DryRun}, sidecars: r.config.parity() > 0,
 		table:   make(map[packKey]int32),
 		handles: make(map[string]int32),
 		walked:  make(map[uint64]struct{}),
@@ -119,6 +119,8 @@ type pruner struct {
 	packs   []*prunePack
 	table   map[packKey]int32 // places in packs
 	handles map[string]int32  // the same, by what files in condemned/ are called
+
+	sidecars bool // there are parity files
 
 	condemned map[string]*condemnation
 	runs      map[string]*pruneRun

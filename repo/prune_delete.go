@@ -31,6 +31,11 @@ func (p *pruner) delete(ctx context.Context, f *fate) error {
 		if err := p.r.fs.Remove(k.key.typ.Path(h)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return fmt.Errorf("delete pack %v: %w", h, err)
 		}
+		if p.sidecars {
+			if err := dropParity(p.r.fs, k.key.typ.Path(h)); err != nil {
+				return fmt.Errorf("delete the parity of pack %v: %w", h, err)
+			}
+		}
 		p.r.packs.Drop(k.key) // an open file would keep the room
 		dirs[k.key.typ.Subdir(h)] = true
 		gone[h] = true
@@ -49,6 +54,12 @@ func (p *pruner) delete(ctx context.Context, f *fate) error {
 	}
 	if err := p.dropRecords(ctx, gone); err != nil {
 		return err
+	}
+	// Parity that is all that is left of a pack that somebody misses stays.
+	if p.sidecars && len(p.missing) == 0 {
+		if err := dropOrphans(ctx, p.r.fs); err != nil {
+			return fmt.Errorf("delete parity of files that are gone: %w", err)
+		}
 	}
 	for _, name := range names {
 		if err := p.r.fs.Remove(condemnedPath(name)); err != nil && !errors.Is(err, fs.ErrNotExist) {

@@ -41,6 +41,7 @@ func (p *pruner) listPacks(ctx context.Context) error {
 				return err
 			}
 			for _, f := range files {
+				p.sidecars = p.sidecars || strings.HasSuffix(f.Name(), paritySuffix)
 				h, err := block.ParseHandle(f.Name())
 				if err != nil || t.Path(h) != path.Join(t.Dir(), d.Name(), f.Name()) {
 					continue

@@ -87,6 +87,14 @@ type packKey struct {
 // nothing whose size depends on what is stored. A secret that opens no slot is
 // ErrWrongPassphrase.
 func Open(ctx context.Context, dir string, secret Secret, o Options) (*Repository, error) {
+	fsys, err := openDir(dir)
+	if err != nil {
+		return nil, err
+	}
+	return openFS(ctx, fsys, dir, secret, o)
+}
+
+func openDir(dir string) (fsx.FS, error) {
 	fsys, err := fsx.OS(dir)
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENOTDIR) {
 		return nil, fmt.Errorf("%s: %w: there is no such directory; make a repository with hikae init", dir, ErrNotRepository)
@@ -94,7 +102,7 @@ func Open(ctx context.Context, dir string, secret Secret, o Options) (*Repositor
 	if err != nil {
 		return nil, fmt.Errorf("open the repository: %w", err)
 	}
-	return openFS(ctx, fsys, dir, secret, o)
+	return fsys, nil
 }
 
 func openFS(ctx context.Context, fsys fsx.FS, dir string, secret Secret, o Options) (*Repository, error) {

@@ -74,6 +74,7 @@ type Session struct {
 	index       *index.Index
 	file        *sessionFile
 	data, node  *pack.Writer
+	parity      *sidecars
 	flight      flight
 	reuse       reuse
 	tasks       chan *task
@@ -140,6 +141,7 @@ func (r *Repository) Begin(ctx context.Context, o SessionOptions) (_ *Session, e
 		if err != nil {
 			s.cancel(err)
 			if s.file != nil {
+				s.parity.close()
 				s.file.end()
 			}
 		}
@@ -157,6 +159,7 @@ func (r *Repository) Begin(ctx context.Context, o SessionOptions) (_ *Session, e
 		return nil, err
 	}
 	s.id = s.file.id
+	s.parity = r.newSidecars(s.id)
 	// Who condemns packs from now on sees that there is a session.
 	if err := errors.Join(s.reuse.loadCondemned(), s.reuse.loadLost()); err != nil {
 		return nil, err
@@ -181,7 +184,10 @@ func (r *Repository) Begin(ctx context.Context, o SessionOptions) (_ *Session, e
 			FS: r.fs, Keys: r.ring, Repository: r.config.id, Type: t, TmpPrefix: tmpName(s.id, ""),
 			Limit: limit, ChunkSize: chunk, Chunks: chunks,
 			Before: func(h block.Handle) error { return s.file.pack(t, h) },
-			After:  s.published,
+			After: func(p pack.Published) {
+				s.published(p)
+				s.parity.add(t.Path(p.Handle))
+			},
 		})
 	}
 	s.data = writer(pack.Data, dataPackLimit, dataChunk)
@@ -290,6 +296,7 @@ func (s *Session) Close() error {
 		err = errors.Join(err, ferr)
 	}
 	s.cancel(ErrClosed)
+	s.parity.close()
 	s.file.end()
 	if err != nil {
 		return fmt.Errorf("close the session: %w", storageError(s.r.fs, err))

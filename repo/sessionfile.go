@@ -232,6 +232,7 @@ func (r *Repository) adopt(ctx context.Context, s *Session, k packKey) (int, err
 	if err != nil || len(records) == 0 {
 		return 0, err
 	}
+	s.parity.add(k.typ.Path(k.handle))
 	// A segment holds all records of a pack or none, so one stands for all.
 	known, err := s.index.Lookup(ctx, records[0].ID, func(l block.Location) bool { return l == records[0].Location })
 	if known || err != nil {

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io/fs"
 	"path"
+	"strings"
 
 	"hikae/repo/internal/block"
 	"hikae/repo/internal/pack"
@@ -79,7 +80,9 @@ type PhysicalStats struct {
 	Data  int64 `json:"bytes_data_packs"`
 	Nodes int64 `json:"bytes_node_packs"`
 	Index int64 `json:"bytes_index"`
-	Other int64 `json:"bytes_other"` // manifests, keys, unfinished files
+	// Parity is of all parity files; they count nowhere else.
+	Parity int64 `json:"bytes_parity"`
+	Other  int64 `json:"bytes_other"` // manifests, keys, unfinished files
 }
 
 // RepositoryStats is what Stats found.
@@ -89,6 +92,7 @@ type RepositoryStats struct {
 	Total      SpaceStats
 	Unreadable int64
 	Physical   PhysicalStats // of the whole repository
+	Verified   Verified      // likewise
 }
 
 // Stats counts what the repository holds and what that takes. It reads all tree
@@ -164,7 +168,10 @@ func (r *Repository) stats(ctx context.Context, o StatsOptions) (*RepositoryStat
 		out.Total.Logical += v.Logical
 		out.Unreadable += v.Unreadable
 	}
-	out.Physical, err = r.physical(ctx)
+	if out.Physical, err = r.physical(ctx); err != nil {
+		return nil, err
+	}
+	out.Verified, err = r.Verified(ctx)
 	return out, err
 }
 
@@ -309,7 +316,11 @@ func (r *Repository) physical(ctx context.Context) (PhysicalStats, error) {
 			}
 			p.Files++
 			p.Total += info.Size()
-			*sum += info.Size()
+			if strings.HasSuffix(e.Name(), paritySuffix) {
+				p.Parity += info.Size()
+			} else {
+				*sum += info.Size()
+			}
 		}
 		return nil
 	}
