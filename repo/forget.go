@@ -357,6 +357,7 @@ func (r *Repository) carryOut(p *forgetting) error {
 			return fmt.Errorf("%v: %w", ref, err)
 		}
 	}
+	r.dropVerifications(dir)
 	if err := r.fs.SyncDir(dir); err != nil {
 		return err
 	}

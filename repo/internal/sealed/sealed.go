@@ -28,9 +28,10 @@ type Type uint8
 
 // Types of files.
 const (
-	Manifest  Type = 1
-	Identity  Type = 2
-	Forgotten Type = 3
+	Manifest     Type = 1
+	Identity     Type = 2
+	Forgotten    Type = 3
+	Verification Type = 4
 )
 
 // Sizes, in bytes.
