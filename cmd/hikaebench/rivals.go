@@ -139,7 +139,7 @@ func (b *bench) rival(ctx context.Context, r rival, disk, dir, mnt string) error
 		}
 		cmd := command(r.restore("state0", to)...)
 		cmd.Dir = to
-		m, err := b.run(ctx, cmd)
+		m, err := b.runToDisk(ctx, cmd)
 		if err != nil {
 			return err
 		}
