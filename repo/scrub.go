@@ -204,17 +204,18 @@ func (s *scrubber) allowed() int64 {
 }
 
 func (s *scrubber) verify(ctx context.Context, began time.Time) error {
-	allowed := s.allowed()
+	allowed, done := s.allowed(), int64(0)
 	for i := range s.files {
 		f := &s.files[i]
-		if s.report.BytesRead >= allowed || i > 0 && s.o.Budget.Time > 0 && s.o.Clock().Sub(began) >= s.o.Budget.Time {
+		if done >= allowed && allowed < s.report.Bytes || i > 0 && s.o.Budget.Time > 0 && s.o.Clock().Sub(began) >= s.o.Budget.Time {
 			return nil
 		}
 		if err := s.file(ctx, f); err != nil {
 			return err
 		}
+		done += f.bytes() // also of what was read twice, or went away
 		if s.o.Progress != nil {
-			s.o.Progress(min(s.report.BytesRead, allowed), allowed)
+			s.o.Progress(min(done, allowed), allowed)
 		}
 	}
 	return nil

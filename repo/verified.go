@@ -162,7 +162,11 @@ func readDates(ctx context.Context, fsys fsx.FS, id [16]byte, now time.Time) (al
 			if errors.Is(err, fs.ErrNotExist) {
 				break // merged meanwhile: another file has its dates
 			}
-			if err != nil && !errors.Is(err, fsx.ErrTooLarge) && !unreadable(err) {
+			if unreadable(err) {
+				err = nil // perhaps only now
+				continue
+			}
+			if err != nil && !errors.Is(err, fsx.ErrTooLarge) {
 				return nil, nil, err
 			}
 			if err == nil {
