@@ -23,6 +23,8 @@ type Options struct {
 	// VMFS is the volume's version, 5 or 6; 0 is 6. It decides the format of
 	// snapshot links as it does on ESXi.
 	VMFS int
+	// SSH serves a shell over SSH too; nil serves none.
+	SSH *SSHOptions
 	// MaxInFlight is how many /folder transfers may run at once; one more is
 	// answered 503. 0 is 8.
 	MaxInFlight int
@@ -55,6 +57,9 @@ type Way struct {
 	BytesIn  int64 `json:"bytes_in"`
 }
 
+// Of SSH the requests are commands and shells, and the bytes are those of the
+// wire, encryption and framing included.
+
 // Stats are counted since the start or the last ResetStats.
 type Stats struct {
 	Folder Way `json:"folder"`
@@ -70,6 +75,11 @@ const (
 	FaultExpire = "expire" // every session ends, now
 	FaultBusy   = "busy"   // /folder transfers are answered 503
 	FaultLie    = "lie"    // change tracking silently misses the next guest write
+
+	FaultSSHRefuse  = "ssh-refuse"  // a new SSH connection is closed at once
+	FaultSSHDrop    = "ssh-drop"    // cuts the connection of an SSH session after some bytes
+	FaultSSHCommand = "ssh-command" // a command fails, is delayed, or its answer is lost
+	FaultSSHHang    = "ssh-hang"    // a command never answers
 )
 
 // Fault is something that goes wrong on demand. Which fields count depends on
@@ -77,34 +87,42 @@ const (
 type Fault struct {
 	Kind string `json:"kind"`
 	// Count is how often it happens: 0 is once, below 0 is until ClearFaults.
-	// (drop, call, busy)
+	// (drop, call, busy, ssh-*)
 	Count int `json:"count,omitempty"`
-	// Skip lets so many occasions pass first. (drop, call, busy)
+	// Skip lets so many occasions pass first. (drop, call, busy, ssh-*)
 	Skip int `json:"skip,omitempty"`
-	// After is how many bytes of the body pass before the cut. (drop)
+	// After is how many bytes pass before the cut: of the body, or of a session's
+	// data both ways. (drop, ssh-drop)
 	After int64 `json:"after,omitempty"`
 	// Verb restricts it to GET or PUT; "" is both. (drop, busy)
 	Verb string `json:"verb,omitempty"`
 	// Path restricts it to files whose path contains this. (drop, busy)
 	Path string `json:"path,omitempty"`
-	// Status is what is answered instead of 503. (busy)
+	// Status is what is answered instead of 503 (busy), or the exit status of a
+	// command that is not carried out (ssh-command).
 	Status int `json:"status,omitempty"`
 	// Method is a SOAP method by its name on the wire, as CreateSnapshot_Task;
 	// "*" is every one. (call)
 	Method string `json:"method,omitempty"`
 	// Fault is a fault type of the vSphere API, as TaskInProgress; "" lets the
-	// call succeed (after Delay, or with Lost). (call)
+	// call succeed (after Delay, or with Lost). A shell command prints the fault
+	// as vim-cmd does. (call, ssh-command)
 	Fault string `json:"fault,omitempty"`
-	// Message is the fault's text for people. (call)
+	// Message is the fault's text for people; without a fault, what a command
+	// prints on standard error instead of being carried out. (call, ssh-command)
 	Message string `json:"message,omitempty"`
 	// InTask makes the call succeed and its task fail. (call)
 	InTask bool `json:"in_task,omitempty"`
 	// Delay passes before the call is carried out; with InTask the task takes
-	// it. (call)
+	// it. (call, ssh-command)
 	Delay time.Duration `json:"delay,omitempty"`
 	// Lost carries the call out and cuts the connection instead of answering.
-	// (call)
+	// (call, ssh-command)
 	Lost bool `json:"lost,omitempty"`
+	// Command restricts it to commands whose line contains this: of a session as
+	// the client sent it (ssh-drop), of each program with its arguments joined
+	// by blanks (ssh-command, ssh-hang).
+	Command string `json:"command,omitempty"`
 	// Free is how many bytes are left. (space)
 	Free int64 `json:"free,omitempty"`
 	// VM and Disk say whose tracking lies; VM "" is every disk of every VM. (lie)

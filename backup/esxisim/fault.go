@@ -51,8 +51,17 @@ func (h *Host) Inject(f Fault) (id string, err error) {
 		if f.Verb = strings.ToUpper(f.Verb); f.Verb != "" && f.Verb != http.MethodGet && f.Verb != http.MethodPut {
 			return "", fmt.Errorf("a %s fault is for GET or PUT, not %s", f.Kind, f.Verb)
 		}
+	case FaultSSHRefuse, FaultSSHDrop, FaultSSHCommand, FaultSSHHang:
+		if h.ssh == nil {
+			return "", fmt.Errorf("a fault %s needs a host with SSH", f.Kind)
+		}
+		if f.Fault != "" {
+			if _, err := newFault(f.Fault); err != nil {
+				return "", err
+			}
+		}
 	default:
-		return "", fmt.Errorf("there is no fault called %q; there are drop, call, space, expire, busy and lie", f.Kind)
+		return "", fmt.Errorf("there is no fault called %q; there are drop, call, space, expire, busy, lie, ssh-refuse, ssh-drop, ssh-command and ssh-hang", f.Kind)
 	}
 	h.faults.mu.Lock()
 	defer h.faults.mu.Unlock()
@@ -122,6 +131,10 @@ func (r *rules) transfer(kind, verb, path string) (Fault, bool) {
 	return r.take(func(f *Fault) bool {
 		return f.Kind == kind && (f.Verb == "" || f.Verb == verb) && strings.Contains(path, f.Path)
 	})
+}
+
+func (r *rules) ssh(kind, line string) (Fault, bool) {
+	return r.take(func(f *Fault) bool { return f.Kind == kind && strings.Contains(line, f.Command) })
 }
 
 func (r *rules) call(method string) (Fault, bool) {

@@ -73,6 +73,8 @@ type Host struct {
 	sessions  sessions
 	waits     waits
 	faults    rules
+	ssh       *sshd    // nil without SSH
+	console   *console // nil without SSH
 	folderWay way
 	soapWay   way
 
@@ -190,6 +192,11 @@ func (h *Host) start(ctx context.Context) (err error) {
 	for _, vm := range h.hv.VMs() {
 		h.project(vm.ID())
 	}
+	if h.o.SSH != nil {
+		if err := h.startSSH(); err != nil {
+			return err
+		}
+	}
 	h.server = &http.Server{
 		Handler:           http.HandlerFunc(h.serve),
 		ReadHeaderTimeout: 30 * time.Second,
@@ -230,7 +237,13 @@ func (h *Host) Close() error {
 		h.doors.shut = true
 		h.doors.Unlock()
 		h.doors.inside.Wait()
+		if h.ssh != nil {
+			errs = append(errs, h.ssh.close())
+		}
 		h.running.Wait()
+		if h.console != nil {
+			errs = append(errs, h.console.close())
+		}
 		if h.hv != nil {
 			errs = append(errs, h.hv.Close())
 		}

@@ -20,14 +20,22 @@ func (w *way) reset() {
 	w.in.Store(0)
 }
 
-// Stats are the counters since the start or the last ResetStats. SSH is there
-// for a way in that this host does not serve.
-func (h *Host) Stats() Stats { return Stats{Folder: h.folderWay.read(), SOAP: h.soapWay.read()} }
+// Stats are the counters since the start or the last ResetStats.
+func (h *Host) Stats() Stats {
+	s := Stats{Folder: h.folderWay.read(), SOAP: h.soapWay.read()}
+	if h.ssh != nil {
+		s.SSH = h.ssh.way.read()
+	}
+	return s
+}
 
 // ResetStats sets the counters to zero.
 func (h *Host) ResetStats() {
 	h.folderWay.reset()
 	h.soapWay.reset()
+	if h.ssh != nil {
+		h.ssh.way.reset()
+	}
 }
 
 // count wraps a handler so that what passes is counted.

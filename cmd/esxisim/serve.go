@@ -27,6 +27,8 @@ type serveOptions struct {
 	vms          []string
 	vm           esxisim.VMOptions
 	thick        bool
+	ssh          esxisim.SSHOptions
+	keys         string
 	verbose      bool
 }
 
@@ -39,7 +41,8 @@ func serveCommand() *cobra.Command {
 
 --vm imports raw images as the disks of a VM, holes kept; a VM that the directory
 has already is left as it is. When all is ready one line of JSON is printed:
-address, thumbprint, user, password_file, control, datastore, vms.
+address, thumbprint, user, password_file, control, datastore, edition, vms, and
+with --ssh also ssh and ssh_fingerprint.
 
 Without --password-file a random password is made and kept in a file beside the
 control socket, readable for its owner only.`,
@@ -49,6 +52,10 @@ control socket, readable for its owner only.`,
 	f := cmd.Flags()
 	f.StringVar(&o.host.Dir, "datastore", "", "directory that plays the VMFS volume (required)")
 	f.StringVar(&o.host.Listen, "listen", "127.0.0.1:0", "address to serve HTTPS on")
+	f.StringVar(&o.host.Edition, "edition", "8.0", "release of ESXi to play: "+strings.Join(esxisim.Editions(), ", "))
+	f.StringVar(&o.ssh.Listen, "ssh", "", "address to serve SSH on, as 127.0.0.1:0 (default: no SSH)")
+	f.BoolVar(&o.ssh.Password, "ssh-password", false, "let SSH take the method \"password\" beside keyboard-interactive")
+	f.StringVar(&o.keys, "ssh-authorized-keys", "", "file of public keys that SSH takes")
 	f.BoolVar(&o.host.Free, "free", false, "the licence that allows no changes through the API")
 	f.StringVar(&o.host.User, "user", "root", "name of the one account")
 	f.StringVar(&o.passwordFile, "password-file", "", "file with the account's password in its first line")
@@ -102,6 +109,16 @@ func runServe(cmd *cobra.Command, o serveOptions) (err error) {
 	}
 	o.host.Logger = slog.New(slog.NewTextHandler(cmd.ErrOrStderr(), &slog.HandlerOptions{Level: level}))
 	o.vm.Thin = !o.thick
+	if o.ssh.Listen != "" {
+		if o.keys != "" {
+			if o.ssh.AuthorizedKeys, err = os.ReadFile(o.keys); err != nil {
+				return err
+			}
+		}
+		o.host.SSH = &o.ssh
+	} else if o.keys != "" || o.ssh.Password {
+		return usage("--ssh-password and --ssh-authorized-keys need --ssh ADDRESS")
+	}
 
 	h, err := esxisim.Start(ctx, o.host)
 	if err != nil {
@@ -122,11 +139,14 @@ func runServe(cmd *cobra.Command, o serveOptions) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, c.close()) }()
-	err = json.NewEncoder(cmd.OutOrStdout()).Encode(map[string]any{
+	ready := map[string]any{
 		"address": h.Address(), "thumbprint": h.Thumbprint(), "user": h.User(), "password_file": o.passwordFile,
-		"control": o.control, "datastore": "datastore1", "vms": h.VMs(),
-	})
-	if err != nil {
+		"control": o.control, "datastore": "datastore1", "edition": h.Edition(), "vms": h.VMs(),
+	}
+	if a := h.SSHAddress(); a != "" {
+		ready["ssh"], ready["ssh_fingerprint"] = a, h.SSHFingerprint()
+	}
+	if err := json.NewEncoder(cmd.OutOrStdout()).Encode(ready); err != nil {
 		return err
 	}
 	<-ctx.Done()
