@@ -62,7 +62,7 @@ func (f storedFile) belongs(fsys fsx.FS, info parity.Info) error {
 }
 
 // buildSidecar makes the sidecar of a file. One that is damaged is parity.ErrFile.
-func (f storedFile) buildSidecar(fsys fsx.FS, percent int) ([]byte, error) {
+func (f storedFile) buildSidecar(b *parity.Builder, fsys fsx.FS, percent int) ([]byte, error) {
 	file, err := fsys.Open(f.path)
 	if err != nil {
 		return nil, err
@@ -72,7 +72,7 @@ func (f storedFile) buildSidecar(fsys fsx.FS, percent int) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	return parity.Build(file, fi.Size(), percent)
+	return b.Build(file, fi.Size(), percent)
 }
 
 // sidecars makes parity files for what a session publishes, behind its back: nobody
@@ -131,23 +131,24 @@ func (s *sidecars) close() {
 func (s *sidecars) work(queue <-chan string) {
 	defer close(s.done)
 	failed := false
+	var builder parity.Builder
 	for name := range queue {
 		if failed {
 			continue
 		}
-		if err := s.make(name); err != nil {
+		if err := s.make(&builder, name); err != nil {
 			failed = !errors.Is(err, parity.ErrFile)
 			s.r.log.Warn("no parity is made; hikae repair packs --parity makes it later", "file", name, "error", storageError(s.r.fs, err))
 		}
 	}
 }
 
-func (s *sidecars) make(name string) error {
+func (s *sidecars) make(builder *parity.Builder, name string) error {
 	side := name + paritySuffix
 	if _, err := s.r.fs.Stat(side); !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	b, err := storedFile{path: name}.buildSidecar(s.r.fs, s.percent)
+	b, err := storedFile{path: name}.buildSidecar(builder, s.r.fs, s.percent)
 	if err == nil {
 		err = fsx.WriteFile(s.r.fs, tmpName(s.session, path.Base(side)+"-"+randomName()), side, b)
 	}

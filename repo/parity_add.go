@@ -103,6 +103,8 @@ type parityAdder struct {
 	up     *upkeep
 	prover *prover
 	report *ParityReport
+
+	builder parity.Builder
 }
 
 // file makes the sidecar of a file, if it needs one.
@@ -130,7 +132,7 @@ func (a *parityAdder) file(ctx context.Context, f storedFile) error {
 		a.o.Logger.Warn("too large for parity", "file", f.path, "bytes", f.size)
 		return nil
 	}
-	b, err := f.buildSidecar(a.up.fs, a.o.Percent)
+	b, err := f.buildSidecar(&a.builder, a.up.fs, a.o.Percent)
 	if err == nil {
 		err = a.up.write(ctx, f.path+paritySuffix, b, put)
 	}

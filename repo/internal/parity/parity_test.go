@@ -287,8 +287,11 @@ func BenchmarkBuild(b *testing.B) {
 	for _, percent := range []int{3, 10, 50} {
 		b.Run(string(rune('0'+percent/10))+string(rune('0'+percent%10)), func(b *testing.B) {
 			b.SetBytes(int64(len(file)))
+			var builder Builder
 			for b.Loop() {
-				build(b, file, percent)
+				if _, err := builder.Build(bytes.NewReader(file), int64(len(file)), percent); err != nil {
+					b.Fatal(err)
+				}
 			}
 		})
 	}
