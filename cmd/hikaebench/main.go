@@ -11,6 +11,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"os"
@@ -31,6 +32,10 @@ type options struct {
 	seconds        int  // length of a random read measurement
 	size           int64
 	keep           bool
+	reuse          bool // only the mount, of the repository that an earlier run kept in work
+	rounds         int  // the best of so many is taken where a step is short
+	serve          string
+	direct         bool
 }
 
 func main() {
@@ -46,12 +51,20 @@ func main() {
 	flag.IntVar(&o.seconds, "seconds", 8, "length of each random read measurement, in seconds")
 	flag.Int64Var(&o.size, "size", 512, "MiB of data in a generated image")
 	flag.BoolVar(&o.keep, "keep", false, "keep the scratch folder")
+	flag.BoolVar(&o.reuse, "reuse", false, "measure only the mount, on the repository that an earlier run kept in -work")
+	flag.IntVar(&o.rounds, "rounds", 3, "how often reading in sequence is measured; the best counts")
+	flag.StringVar(&o.serve, "serve-memory", "", "used by hikaebench itself")
+	flag.BoolVar(&o.direct, "direct", false, "used by hikaebench itself")
 	flag.Parse()
 	o.images = strings.FieldsFunc(images, func(r rune) bool { return r == ' ' || r == ',' })
 
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	if err := run(ctx, o); err != nil {
+	do := run
+	if o.serve != "" {
+		do = serveMemory
+	}
+	if err := do(ctx, o); err != nil {
 		fmt.Fprintln(os.Stderr, "hikaebench:", err)
 		os.Exit(1)
 	}
@@ -73,10 +86,13 @@ func run(ctx context.Context, o options) (err error) {
 	} else if err := os.MkdirAll(o.work, 0o700); err != nil {
 		return err
 	}
-	if !o.keep {
+	if !o.keep && !o.reuse {
 		defer os.RemoveAll(o.work)
 	}
 	b := &bench{options: o, out: &table{json: o.json}}
+	if len(b.images) == 0 && o.reuse {
+		return errors.New("-reuse needs -images as well: what the first generation was made of")
+	}
 	if len(b.images) == 0 {
 		say("generating %d MiB of data", o.size)
 		if b.images, err = generate(filepath.Join(o.work, "images"), o.size<<20); err != nil {
@@ -84,9 +100,14 @@ func run(ctx context.Context, o options) (err error) {
 		}
 	}
 	defer b.out.flush()
-	for _, step := range []func(context.Context) error{
-		b.prepare, b.store, b.restore, b.mount, b.ceilings, b.simulated, b.rivals,
-	} {
+	steps := []func(context.Context) error{
+		b.prepare, b.store, b.restore, b.mount, b.ceiling, b.simulated, b.rivals,
+	}
+	if o.reuse {
+		b.images = b.images[:1]
+		steps = []func(context.Context) error{b.prepare, b.mount}
+	}
+	for _, step := range steps {
 		if err := step(ctx); err != nil {
 			return err
 		}

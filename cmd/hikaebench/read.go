@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"math"
 	"math/rand/v2"
 	"os"
 	"slices"
@@ -15,28 +16,33 @@ import (
 // looking for holes.
 func (b *bench) readSequence(ctx context.Context, path string) (row, error) {
 	b.dropCaches()
+	begin := time.Now()
+	n, err := readStretch(ctx, path, 0, math.MaxInt64)
+	return row{Step: stepSeq, Seconds: time.Since(begin).Seconds(), Bytes: n}, err
+}
+
+// readStretch reads a part of a file, in order, until its end.
+func readStretch(ctx context.Context, path string, off, length int64) (n int64, err error) {
 	f, err := os.Open(path)
 	if err != nil {
-		return row{}, err
+		return 0, err
 	}
 	defer f.Close()
+	if _, err := f.Seek(off, io.SeekStart); err != nil {
+		return 0, err
+	}
 	buf := make([]byte, mib)
-	begin := time.Now()
-	var n int64
-	for {
-		k, err := f.Read(buf)
+	for n < length && ctx.Err() == nil {
+		k, err := f.Read(buf[:min(mib, length-n)])
 		n += int64(k)
 		if errors.Is(err, io.EOF) {
-			break
+			return n, nil
 		}
 		if err != nil {
-			return row{}, err
-		}
-		if ctx.Err() != nil {
-			return row{}, ctx.Err()
+			return n, err
 		}
 	}
-	return row{Step: stepSeq, Seconds: time.Since(begin).Seconds(), Bytes: n}, nil
+	return n, ctx.Err()
 }
 
 // readRandom reads 4 KiB at random places where the disk holds data, for as

@@ -5,7 +5,6 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"io/fs"
@@ -26,9 +25,6 @@ const (
 	stepScan      = "store the next, changes unknown"
 	stepUnchanged = "store it again, nothing changed"
 	stepRestore   = "restore to a local file, on the disk"
-	stepSeq       = "mount: read in sequence, cold"
-	stepRand1     = "mount: random 4 KiB, cold, 1 job"
-	stepRand4     = "mount: random 4 KiB, cold, 4 jobs"
 	stepHostFull  = "host: first backup"
 	stepHostNext  = "host: next backup"
 )
@@ -59,6 +55,9 @@ func (b *bench) prepare(ctx context.Context) (err error) {
 	}
 	if err := os.WriteFile(b.config, nil, 0o600); err != nil {
 		return err
+	}
+	if b.reuse {
+		return nil
 	}
 	_, err = b.run(ctx, b.hikaeCommand(ctx, "init"))
 	return err
@@ -263,62 +262,6 @@ func same(ctx context.Context, a, c string) error {
 		return fmt.Errorf("%s and %s differ: %s", a, c, out)
 	}
 	return nil
-}
-
-func (b *bench) mount(ctx context.Context) error {
-	dir := b.path("mnt")
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return err
-	}
-	b.dropCaches()
-	cmd := b.hikaeCommand(ctx, "mount", dir, "--foreground")
-	cmd.Stderr = os.Stderr
-	begin := time.Now()
-	if err := cmd.Start(); err != nil {
-		return err
-	}
-	stopped := false
-	stop := func() error {
-		if stopped {
-			return nil
-		}
-		stopped = true
-		_ = cmd.Process.Signal(syscall.SIGTERM)
-		return cmd.Wait()
-	}
-	defer func() { _ = stop() }()
-	name := stampName(0)
-	flat := ""
-	for flat == "" {
-		if time.Since(begin) > time.Minute || ctx.Err() != nil {
-			return errors.New("the mount did not come up within a minute")
-		}
-		time.Sleep(2 * time.Millisecond)
-		flat, _ = theOne(filepath.Join(dir, "bench", "disk", name), "-flat.vmdk")
-	}
-	b.out.add(row{Step: "mount: until the first generation is listed", Tool: "hikae", Seconds: time.Since(begin).Seconds()})
-	for _, r := range b.readers(flat) {
-		got, err := r(ctx)
-		if err != nil {
-			return err
-		}
-		got.Tool = "hikae"
-		b.out.add(got)
-	}
-	if err := stop(); err != nil {
-		return fmt.Errorf("hikae mount: %w", err)
-	}
-	b.out.add(row{Step: "mount: peak memory of all that", Tool: "hikae", RSS: peak(cmd)})
-	return nil
-}
-
-// readers measure a file that some tool shows: in sequence, then at random.
-func (b *bench) readers(path string) []func(context.Context) (row, error) {
-	return []func(context.Context) (row, error){
-		func(ctx context.Context) (row, error) { return b.readSequence(ctx, path) },
-		func(ctx context.Context) (row, error) { return b.readRandom(ctx, path, 1, stepRand1) },
-		func(ctx context.Context) (row, error) { return b.readRandom(ctx, path, 4, stepRand4) },
-	}
 }
 
 // simulated backs the same states up through a simulated host.
