@@ -252,7 +252,7 @@ func TestVerifyDiskHashes(t *testing.T) {
 	make := other.nodeTools.New
 	other.nodeTools.New = func() any {
 		t := make().(*tools)
-		t.hasher.blocks, t.hasher.nodes = t.hasher.nodes, t.hasher.blocks
+		t.blocks, t.nodes = t.nodes, t.blocks
 		return t
 	}
 	ref, err := backupIn(ctx, other, testVM, testClock(), p, nil, whole(p))

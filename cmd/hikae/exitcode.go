@@ -30,6 +30,7 @@ const (
 	exitHost        = 6
 	exitNoRoom      = 7
 	exitSomeFailed  = 8
+	exitUnsound     = 9
 	exitInterrupted = 130
 )
 
@@ -47,6 +48,7 @@ var exitMeanings = []struct {
 	{exitHost, "the host cannot be reached or refuses (login, certificate, licence, permission)"},
 	{exitNoRoom, "no room left, in the repository or on the datastore"},
 	{exitSomeFailed, "of several VMs or hosts, at least one failed; the others were done"},
+	{exitUnsound, "a generation's blocks are whole, but what they hold is not (hikae verify)"},
 	{exitInterrupted, "interrupted (Ctrl-C, SIGTERM)"},
 }
 
@@ -72,6 +74,7 @@ var kinds = []struct {
 	{app.ErrNoHost, exitNotFound, "hikae host list, or hikae host add NAME --address ADDRESS --user USER --password-file FILE"},
 	{repo.ErrNotRepository, exitNotFound, "hikae init --repo DIR makes a new repository; a share that should be mounted there may not be"},
 	{errProblems, exitDamaged, ""},
+	{errUnsound, exitUnsound, ""},
 	{repo.ErrDamaged, exitDamaged, "hikae check --read-data shows what is hurt"},
 	{repo.ErrAmbiguous, exitUsage, ""},
 	{repo.ErrNotFound, exitNotFound, "hikae generations lists what there is"},

@@ -33,6 +33,7 @@ func TestExitCodes(t *testing.T) {
 		{&fs.PathError{Op: "open", Path: "x", Err: fs.ErrNotExist}, 4},
 		{&repo.DamageError{What: "a block", Err: fs.ErrNotExist}, 5}, // a missing pack is damage, not a wrong path
 		{errProblems, 5},
+		{&verifyError{failed: 1, damaged: 1, unsound: 1}, 5},
 		{esxi.ErrUnreachable, 6},
 		{esxi.ErrLogin, 6},
 		{esxi.ErrThumbprint, 6},
@@ -41,6 +42,8 @@ func TestExitCodes(t *testing.T) {
 		{esxi.ErrNoSpace, 7},
 		{&fs.PathError{Op: "write", Path: "x", Err: syscall.ENOSPC}, 7},
 		{fmt.Errorf("%w: 1 of 2", errSomeFailed), 8},
+		{&verifyError{failed: 1}, 8},
+		{&verifyError{failed: 1, unsound: 1}, 9},
 		{interrupted{context.Canceled}, 130},
 		{errors.Join(errInterrupted, esxi.ErrUnreachable), 130},
 		{&childError{handoffAnswer{Error: "x", ExitCode: 3}}, 3},

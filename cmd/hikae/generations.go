@@ -20,7 +20,8 @@ func newGenerations(a *app.App) *cobra.Command {
 Every generation is complete in itself. MODE only says how its bytes were
 found: full (all that was allocated), incremental (what the host said had
 changed), scan (all, compared with the generation before) or import (from
-local files). STORED is what it added to the repository.` +
+local files). STORED is what it added to the repository. VERIFIED is the day of
+the last hikae verify that found it good.` +
 			exitCodes(exitPassphrase, exitNotFound, exitDamaged),
 		Args:              cobra.MaximumNArgs(1),
 		ValidArgsFunction: completeStoredVM(a),
@@ -50,6 +51,7 @@ type generationLine struct {
 	BytesStored   int64     `json:"bytes_stored"`
 	Seconds       float64   `json:"seconds"`
 	Held          bool      `json:"held"`
+	Verified      string    `json:"verified,omitempty"` // when hikae verify found it good, RFC 3339
 	Error         string    `json:"error,omitempty"`
 }
 
@@ -72,7 +74,7 @@ func runGenerations(ctx context.Context, a *app.App, args []string) error {
 			return err
 		}
 	}
-	tab := ui.NewTable("VM", "GENERATION", ">SEQ", "MODE", "CONSISTENCY", ">CAPACITY", ">DATA", ">STORED", ">AGE", "HELD")
+	tab := ui.NewTable("VM", "GENERATION", ">SEQ", "MODE", "CONSISTENCY", ">CAPACITY", ">DATA", ">STORED", ">AGE", "VERIFIED", "HELD")
 	var damaged error
 	for _, vm := range vms {
 		refs, err := r.Refs(ctx, vm)
@@ -83,12 +85,20 @@ func runGenerations(ctx context.Context, a *app.App, args []string) error {
 		if err != nil {
 			return err
 		}
+		verified, err := r.Verifications(ctx, vm)
+		if err != nil {
+			return err
+		}
 		for _, ref := range refs {
 			line, err := describeGeneration(ctx, r, ref)
 			if ctx.Err() != nil {
 				return context.Cause(ctx)
 			}
 			line.Held = held[ref.Sequence]
+			day := ""
+			if at, ok := verified[ref.Sequence]; ok {
+				line.Verified, day = at.Format(time.RFC3339), at.Local().Format(time.DateOnly)
+			}
 			mark := ""
 			if line.Held {
 				mark = "held"
@@ -106,11 +116,11 @@ func runGenerations(ctx context.Context, a *app.App, args []string) error {
 				continue
 			}
 			if err != nil {
-				tab.Row(vm, line.Generation, line.Sequence, "unreadable", "", "", "", "", ui.Duration(a.Clock().Sub(ref.Time)), mark)
+				tab.Row(vm, line.Generation, line.Sequence, "unreadable", "", "", "", "", ui.Duration(a.Clock().Sub(ref.Time)), day, mark)
 				continue
 			}
 			tab.Row(vm, line.Generation, line.Sequence, line.Mode, line.Consistency,
-				ui.Size(line.BytesCapacity), ui.Size(line.BytesData), ui.Size(line.BytesStored), ui.Duration(a.Clock().Sub(ref.Time)), mark)
+				ui.Size(line.BytesCapacity), ui.Size(line.BytesData), ui.Size(line.BytesStored), ui.Duration(a.Clock().Sub(ref.Time)), day, mark)
 		}
 	}
 	if tab.Len() > 0 {

@@ -62,7 +62,7 @@ latest.`,
 	}
 	add(groupSetup, newInit(a), newKey(a), newHost(a), newVMs(a))
 	add(groupBackup, newBackup(a), newImport(a))
-	add(groupLook, newGenerations(a), newShow(a), newStats(a), newCheck(a))
+	add(groupLook, newGenerations(a), newShow(a), newStats(a), newCheck(a), newVerify(a))
 	add(groupKeep, newForget(a), newPrune(a), newHold(a), newRelease(a))
 	add(groupBack, newMount(a), newUmount(a), newCopy(a), newRestore(a))
 	root.AddCommand(newVersion(a))
@@ -97,7 +97,7 @@ func topics() []*cobra.Command {
 			Use:   "exit-codes",
 			Short: "what the exit codes mean",
 			Long: "hikae ends with one of these codes. A code never changes its meaning." +
-				exitCodes(exitPassphrase, exitNotFound, exitDamaged, exitHost, exitNoRoom, exitSomeFailed),
+				exitCodes(exitPassphrase, exitNotFound, exitDamaged, exitHost, exitNoRoom, exitSomeFailed, exitUnsound),
 		},
 		{
 			Use:   "configuration",

@@ -2,6 +2,9 @@ package main
 
 import (
 	"context"
+	"errors"
+	"fmt"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -37,6 +40,8 @@ type shownGeneration struct {
 	DiskList      []shownDisk    `json:"disk_list"`
 	Files         []shownFile    `json:"files"`
 	RepositoryDir string         `json:"repository"`
+	// of the last hikae verify that found it good
+	BlocksVerified int64 `json:"blocks_verified,omitempty"`
 }
 
 type shownDisk struct {
@@ -79,6 +84,15 @@ func runShow(ctx context.Context, a *app.App, arg string) error {
 	}
 	s := shownGeneration{RepositoryDir: r.Dir()}
 	if s.generationLine, err = describeGeneration(ctx, r, g.Ref()); err != nil {
+		return err
+	}
+	// The list goes by the name of a file; this is what somebody with the keys wrote.
+	switch v, err := r.Verification(ctx, g.Ref()); {
+	case err == nil:
+		s.Verified, s.BlocksVerified = v.Time.UTC().Format(time.RFC3339), v.Blocks
+	case errors.Is(err, repo.ErrDamaged):
+		a.UI.Warnf("%v", err)
+	case !errors.Is(err, repo.ErrNotFound):
 		return err
 	}
 	m := g.Manifest()
@@ -129,6 +143,9 @@ func printGeneration(a *app.App, ref repo.Ref, s shownGeneration) {
 	fact("hardware", s.Guest.HardwareVersion)
 	fact("power", s.Guest.PowerState)
 	fact("made by", s.Tool)
+	if at, err := time.Parse(time.RFC3339, s.Verified); err == nil {
+		fact("verified", fmt.Sprintf("%s, %d blocks", at.Local().Format("2006-01-02 15:04:05 MST"), s.BlocksVerified))
+	}
 	a.UI.Print(facts)
 
 	a.UI.Printf("\n")

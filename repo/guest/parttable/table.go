@@ -18,7 +18,7 @@ const (
 type Table struct {
 	Kind       string      `json:"kind"` // GPT, MBR, or "" where there is none
 	SectorSize int64       `json:"sector_size,omitempty"`
-	Partitions []Partition `json:"partitions"`
+	Partitions []Partition `json:"-"`
 	Proved     []string    `json:"proved,omitempty"` // what was checked and holds
 	Notes      []string    `json:"notes,omitempty"`  // worth knowing, and no fault
 	Faults     []string    `json:"faults,omitempty"` // what does not hold together
