@@ -64,10 +64,11 @@ type CheckReport struct {
 }
 
 const (
-	remedyPack     = "copy the file back from another copy of the repository; otherwise these areas are lost, and the next backup stores anew what the VM still has there"
+	remedyPack     = "hikae repair packs %v saves what can be saved of it, and makes the next backups of these VMs read again from their hosts what is lost; or copy the file back from another copy of the repository"
+	remedyLost     = "back these VMs up: what they still have there is read again from their hosts, and older generations that have the same are whole again; what stays lost, because the VM has changed there, goes with the generations: hikae forget; or copy the pack back from another copy of the repository and run hikae repair packs"
 	remedyManifest = "copy the file back from another copy of the repository; otherwise this generation is lost, the others are not concerned"
 	remedyChain    = "if nobody removed generations on purpose, look for who can write to the repository"
-	remedyIndex    = "no data is hurt; blocks stored before may be stored once more until the index is rebuilt from the packs"
+	remedyIndex    = "hikae repair index makes it anew from the packs; no data is hurt, but until then blocks stored before may be stored once more"
 )
 
 // Check proves that every generation can be read: every manifest opens and follows
@@ -385,7 +386,7 @@ func (c *checker) contains(ctx context.Context, rec block.Record) (fault, err er
 		c.gone[k] = c.r.readError(rec, err)
 		return c.gone[k], nil
 	}
-	if pack.IsDamage(err) {
+	if pack.IsDamage(err) || unreadable(err) {
 		c.spoiled(k, nil, c.r.readError(rec, err))
 		return err, nil
 	}

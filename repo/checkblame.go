@@ -17,9 +17,16 @@ func (c *checker) blame(ctx context.Context) error {
 	if len(c.bad) == 0 {
 		return nil
 	}
+	marks, err := c.r.readQuarantine()
+	if err != nil {
+		return err
+	}
 	problems := make(map[*badPack]*Problem, len(c.bad))
 	for k, b := range c.bad {
-		p := &Problem{What: b.err.Error(), Pack: k.handle.String(), Records: len(b.records), Remedy: remedyPack}
+		p := &Problem{What: b.err.Error(), Pack: k.handle.String(), Records: len(b.records), Remedy: fmt.Sprintf(remedyPack, k.handle)}
+		if q := marks[k]; q != nil && q.marked {
+			p.Remedy = remedyLost
+		}
 		offset := uint32(0)
 		for o := range b.records {
 			if offset == 0 || o < offset {
@@ -31,6 +38,23 @@ func (c *checker) blame(ctx context.Context) error {
 			p.What = fmt.Sprintf("%d records of pack %v, the first: %s", p.Records, k.handle, p.What)
 		}
 		problems[b] = p
+	}
+	if err := c.blameOn(ctx, problems); err != nil {
+		return err
+	}
+	var list []Problem
+	for _, p := range problems {
+		list = append(list, *p)
+	}
+	slices.SortFunc(list, func(a, b Problem) int { return cmp.Compare(a.Pack, b.Pack) })
+	c.report.Problems = append(c.report.Problems, list...)
+	return nil
+}
+
+// blameOn notes in the problems, one for each bad pack, whom it hurts.
+func (c *checker) blameOn(ctx context.Context, problems map[*badPack]*Problem) error {
+	if len(problems) == 0 {
+		return nil
 	}
 	v := &blamer{c: c, problems: problems, clean: make(map[block.ID]bool)}
 	for _, g := range c.gens {
@@ -46,12 +70,6 @@ func (c *checker) blame(ctx context.Context) error {
 			}
 		}
 	}
-	var list []Problem
-	for _, p := range problems {
-		list = append(list, *p)
-	}
-	slices.SortFunc(list, func(a, b Problem) int { return cmp.Compare(a.Pack, b.Pack) })
-	c.report.Problems = append(c.report.Problems, list...)
 	return nil
 }
 

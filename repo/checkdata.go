@@ -100,7 +100,7 @@ func (s *scrub) pack(ctx context.Context, k packKey) (int64, error) {
 		return n, ctx.Err()
 	case err == nil:
 		return n, nil
-	case !pack.IsDamage(err):
+	case !hurts(err):
 		return n, fmt.Errorf("read pack %v: %w", k.handle, err)
 	case bad == 0:
 		// Its records are good, or there was no getting at them.

@@ -1,13 +1,17 @@
 package repo
 
 import (
+	"bytes"
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 
 	"hikae/repo/internal/block"
 	"hikae/repo/internal/codec"
+	"hikae/repo/internal/keys"
 	"hikae/repo/internal/pack"
 	"hikae/repo/internal/tree"
 )
@@ -37,9 +41,51 @@ func (r *Repository) rawSize(k block.Kind) int {
 // openPack lends an open pack; the caller releases it.
 func (r *Repository) openPack(ctx context.Context, t pack.Type, h block.Handle) (*packEntry, error) {
 	return r.packs.Get(ctx, packKey{t, h}, func(context.Context) (*pack.Pack, int64, error) {
-		p, err := pack.Open(r.fs, r.ring, r.config.id, t, h)
+		p, err := r.openFile(packKey{t, h})
 		return p, 1, err
 	})
+}
+
+// openFile opens a pack. A header that speaks of a newer format or epoch is damage, not
+// news, when the file's own sum does not hold.
+func (r *Repository) openFile(k packKey) (*pack.Pack, error) {
+	p, err := pack.Open(r.fs, r.ring, r.config.id, k.typ, k.handle)
+	if errors.Is(err, pack.ErrVersion) || errors.Is(err, keys.ErrNoEpoch) {
+		good, serr := r.sumHolds(k.typ.Path(k.handle))
+		if serr != nil {
+			return nil, serr
+		}
+		if !good {
+			return nil, fmt.Errorf("%w: its header is damaged (%s)", pack.ErrFormat, err.Error())
+		}
+	}
+	return p, err
+}
+
+// sumHolds tells whether a file ends with the SHA-256 of what comes before.
+func (r *Repository) sumHolds(name string) (bool, error) {
+	f, err := r.fs.Open(name)
+	if err != nil {
+		return false, err
+	}
+	defer f.Close()
+	fi, err := f.Stat()
+	if err != nil {
+		return false, err
+	}
+	n := fi.Size() - sha256.Size
+	if n < 0 {
+		return false, nil
+	}
+	sum := sha256.New()
+	if _, err := io.Copy(sum, io.NewSectionReader(f, 0, n)); err != nil {
+		return false, err
+	}
+	var end [sha256.Size]byte
+	if got, err := f.ReadAt(end[:], n); got < len(end) {
+		return false, err
+	}
+	return bytes.Equal(sum.Sum(nil), end[:]), nil
 }
 
 // plausible refuses lengths that no honest record has, before memory is taken.
@@ -82,7 +128,7 @@ func (r *Repository) unseal(p *pack.Pack, x *reader, rec block.Record, sealed, d
 // when it fails the index may know another one.
 func (r *Repository) fetch(ctx context.Context, rec block.Record, dst []byte) error {
 	err := r.fetchAt(ctx, rec, dst)
-	if err == nil || !pack.IsDamage(err) {
+	if err == nil || !pack.IsDamage(err) && !unreadable(err) {
 		return r.readError(rec, err)
 	}
 	if r.elsewhere(ctx, rec, dst) {
@@ -133,7 +179,7 @@ func (r *Repository) readError(rec block.Record, err error) error {
 		return fmt.Errorf("pack %v: %w: %w", rec.Pack, ErrVersion, err)
 	case errors.Is(err, fs.ErrNotExist):
 		err = errors.New("the pack is missing, and no other copy is known")
-	case !pack.IsDamage(err):
+	case !pack.IsDamage(err) && !unreadable(err):
 		return fmt.Errorf("read pack %v at %d: %w", rec.Pack, rec.Offset, err)
 	}
 	return &DamageError{Pack: rec.Pack, Offset: rec.Offset, Length: rec.Length, What: rec.Kind.String() + " " + rec.ID.String(), Err: err}
