@@ -161,8 +161,23 @@ func (s *Session) publishManifest(ctx context.Context, m Manifest) (Ref, error) 
 	return ref, write(sealed.Manifest, r.manifestPath(ref), &m)
 }
 
+// keepEpoch sees to it, once, that the keys under which we write last.
+func (r *Repository) keepEpoch() error {
+	if r.epochLasts.Load() {
+		return nil
+	}
+	if err := r.ring.Sync(r.fs); err != nil {
+		return fmt.Errorf("make the newest key epoch last: %w", err)
+	}
+	r.epochLasts.Store(true)
+	return nil
+}
+
 // lockGenerations waits until no other process is committing.
 func (r *Repository) lockGenerations(ctx context.Context) (io.Closer, error) {
+	if err := r.keepEpoch(); err != nil {
+		return nil, err
+	}
 	for wait := time.Millisecond; ; wait = min(2*wait, 100*time.Millisecond) {
 		lock, err := r.fs.Lock(path.Join(generationsDir, "lock"), true, false)
 		if !errors.Is(err, fsx.ErrLocked) {

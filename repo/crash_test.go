@@ -197,7 +197,7 @@ func TestNoSpaceAtEveryWrite(t *testing.T) {
 func TestErrorAtEveryOperation(t *testing.T) {
 	for i, mode := range []fsx.Mode{fsx.FailOnce, fsx.FailAfter, fsx.ShortWrite} {
 		t.Run(fmt.Sprint(mode), func(t *testing.T) {
-			sweepStory(t, fsx.Plan{Ops: fsx.OpChanges &^ fsx.OpRemove, Mode: mode}, 1+i, 3, func(t *testing.T, s *story, mem *fsx.Mem, err error, k int) {
+			sweepStory(t, fsx.Plan{Ops: fsx.OpChanges &^ fsx.OpRemove, Mode: mode}, 1+i, stride(t, 3), func(t *testing.T, s *story, mem *fsx.Mem, err error, k int) {
 				s.verify(t, mem)
 			})
 		})

@@ -10,6 +10,7 @@ import (
 	"hikae/repo/internal/block"
 	"hikae/repo/internal/fsx"
 	"hikae/repo/internal/index"
+	"hikae/repo/internal/keys"
 )
 
 // ErrLocked says that somebody else is doing what only one may do at a time.
@@ -75,7 +76,8 @@ const condemnedLock = condemnedDir + "/lock"
 // grace has passed, and no session or reader that was open then is open now. What is
 // alive in packs that are mostly dead is written anew, and they are condemned as well.
 //
-// A manifest or node that cannot be read ends it before anything is deleted. It may be
+// A manifest or node that cannot be read ends it before anything is deleted, and so does
+// it when others rotated the keys since the repository was opened (ErrKeysChanged). It may be
 // killed at any time; the next run goes on. While another prune runs it is ErrLocked.
 //
 // Its memory is four bytes for each block that is reached, with room to grow into at
@@ -143,7 +145,8 @@ type prunePack struct {
 	reached   []uint32 // offsets, while sorted is false with repetitions
 	sorted    bool
 	damaged   bool
-	live      int64 // bytes of records
+	live      int64 // bytes of records that are needed
+	records   int64 // bytes of all records; 0 where nobody had to look
 }
 
 // fate is what is to become of the packs.
@@ -163,7 +166,12 @@ func (p *pruner) run(ctx context.Context) error {
 		}
 		defer end()
 	}
-	var err error
+	// Whoever cannot read all that there is cannot know what is needed, and would leave
+	// records of what it deleted in segments that it cannot read.
+	err := p.r.ring.Fresh(p.r.fs)
+	if err != nil {
+		return err
+	}
 	if p.index, err = p.r.idx(ctx); err != nil {
 		return err
 	}
@@ -209,6 +217,9 @@ func (p *pruner) run(ctx context.Context) error {
 // begin keeps other prunes out and starts a session, which first takes over what dead
 // ones left, and under which packs are rewritten.
 func (p *pruner) begin(ctx context.Context) (end func(), err error) {
+	if err := p.r.keepEpoch(); err != nil { // what is rewritten must last
+		return nil, err
+	}
 	if err := fsx.MakeDir(p.r.fs, condemnedDir); err != nil {
 		return nil, err
 	}
@@ -220,6 +231,7 @@ func (p *pruner) begin(ctx context.Context) (end func(), err error) {
 		_ = lock.Close()
 		return nil, err
 	}
+	p.sweepTmp()
 	return func() {
 		if err := p.session.Close(); err != nil {
 			// What it should have kept was flushed before it counted.
@@ -227,6 +239,19 @@ func (p *pruner) begin(ctx context.Context) (end func(), err error) {
 		}
 		_ = lock.Close()
 	}, nil
+}
+
+// sweepTmp removes the unfinished files of others than sessions, whose own go when the
+// next one begins. Where that fails they do no harm.
+func (p *pruner) sweepTmp() {
+	lock, err := p.r.fs.Lock(path.Join(generationsDir, "lock"), true, false)
+	if err == nil {
+		p.r.cleanForgetTmp()
+		_ = lock.Close()
+	}
+	if err := keys.Sweep(p.r.fs); err != nil {
+		p.r.log.Debug("unfinished key files were not looked for", "error", err)
+	}
 }
 
 func (p *pruner) progress(phase string, done, total int64) {

@@ -191,7 +191,7 @@ func (p *pruner) decide() *fate {
 		case k.condemned || k.inUse || k.damaged:
 		case k.live == 0:
 			f.dead = append(f.dead, k)
-		case k.live < k.size/2:
+		case k.live < k.records/2: // not of the size: a small pack is mostly its own frame for ever
 			sparse = append(sparse, k)
 		}
 	}

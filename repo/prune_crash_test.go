@@ -86,7 +86,7 @@ func TestPruneFailsAnywhere(t *testing.T) {
 		{fsx.NoSpace, fsx.OpChanges, 1, 5},
 	} {
 		t.Run(fmt.Sprint(c.mode, c.ops), func(t *testing.T) {
-			for k := c.at; ; k += c.step {
+			for k := c.at; ; k += stride(t, c.step) {
 				fired := pruneStory(t, fsx.Plan{Ops: c.ops, Mode: c.mode, At: k}, c.mode == fsx.CrashNow)
 				if t.Failed() {
 					t.Fatalf("at operation %d", k)
@@ -98,6 +98,21 @@ func TestPruneFailsAnywhere(t *testing.T) {
 			}
 		})
 	}
+}
+
+// A pack of a few small records is mostly its own frame, and is no better written anew.
+func TestPruneComesToAnEnd(t *testing.T) {
+	mem, r := newMem(t)
+	content := bytes.Repeat([]byte("ab"), testBlock)
+	ref := mustBackup(t, r, testVM, 0, content)
+	for range 2 {
+		report := mustPrune(t, r, PruneOptions{})
+		if report.PacksRewritten != 0 || report.PacksCondemned != 0 {
+			t.Fatalf("all of it is needed: %+v", report)
+		}
+	}
+	same(t, openDisk(t, r, ref), content)
+	tidy(t, mem, r)
 }
 
 // Two processes back up and forget, each its own VM of shared content, while a third

@@ -61,6 +61,10 @@ func (p *pruner) delete(ctx context.Context, f *fate) error {
 			return fmt.Errorf("delete parity of files that are gone: %w", err)
 		}
 	}
+	if damage := p.index.Damaged(); len(names) > 0 && len(damage) > 0 {
+		p.r.log.Warn("the index cannot be read in full; what it says of deleted packs goes when it can", "error", damage[0])
+		return nil
+	}
 	for _, name := range names {
 		if err := p.r.fs.Remove(condemnedPath(name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err

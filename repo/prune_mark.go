@@ -127,6 +127,13 @@ func (p *pruner) mark(ctx context.Context) error {
 	}
 	names := p.parents
 	for _, dir := range dirs {
+		// Who forgot a generation may have died before that lasted. It must not come
+		// back when what it needs is gone.
+		if !p.o.DryRun {
+			if err := p.r.fs.SyncDir(dir); err != nil {
+				return err
+			}
+		}
 		refs, err := p.r.entries(dir, VMID{})
 		if err != nil {
 			return err
@@ -349,8 +356,8 @@ func (p *pruner) measure(ctx context.Context) error {
 				Err: errors.New("a node points to a record that is not in it; nothing was deleted, hikae check tells more"),
 			}
 		}
-		if k.live > 0 {
-			p.report.BytesLive += k.live + k.size - sealedBytes(records)
+		if k.records = sealedBytes(records); k.live > 0 {
+			p.report.BytesLive += k.live + k.size - k.records
 		}
 	}
 	p.report.BytesDead = p.report.BytesTotal - p.report.BytesLive

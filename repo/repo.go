@@ -9,6 +9,7 @@ import (
 	"runtime"
 	"runtime/debug"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -50,6 +51,8 @@ type Repository struct {
 	ring   *keys.Ring
 	opt    Options
 	log    *slog.Logger
+
+	epochLasts atomic.Bool // the newest key epoch is sure to stay
 
 	box     *sealed.Box
 	codec   *codec.Decompressor

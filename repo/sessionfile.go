@@ -238,6 +238,11 @@ func (r *Repository) adopt(ctx context.Context, s *Session, k packKey) (int, err
 	if known || err != nil {
 		return 0, err
 	}
+	// The session may have died before the pack's name lasted. Once the index knows it
+	// backups point to it.
+	if err := r.fs.SyncDir(k.typ.Subdir(k.handle)); err != nil {
+		return 0, err
+	}
 	r.addMu.Lock()
 	defer r.addMu.Unlock()
 	for _, rec := range records {

@@ -12,6 +12,7 @@ import (
 
 	"hikae/repo/internal/block"
 	"hikae/repo/internal/fsx"
+	"hikae/repo/internal/keys"
 )
 
 const (
@@ -60,7 +61,8 @@ func plan(live []*segment) []*segment {
 }
 
 // Merge joins segments of like size while there are eight of them, and deletes
-// nothing. It does nothing while another process is merging. Damage met on the
+// nothing. It does nothing while another process is merging, or when others have
+// rotated the keys. Damage met on the
 // way is reported as in Lookup; the segment concerned is left alone.
 func (x *Index) Merge(ctx context.Context) error {
 	x.mu.RLock()
@@ -81,6 +83,9 @@ func (x *Index) Merge(ctx context.Context) error {
 	if err := x.Reload(ctx); err != nil {
 		return err
 	}
+	if x.behind() {
+		return nil
+	}
 	for {
 		x.mu.RLock()
 		parts := plan(x.live)
@@ -96,6 +101,20 @@ func (x *Index) Merge(ctx context.Context) error {
 			x.report(s, err)
 		}
 	}
+}
+
+// behind tells whether there are segments of a key epoch that we do not have. What
+// such a one supersedes looks alive to us, and merged into a new segment it would be
+// alive for all: records of deleted packs would be back for good.
+func (x *Index) behind() bool {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	for _, err := range x.damage {
+		if errors.Is(err, keys.ErrNoEpoch) {
+			return true
+		}
+	}
+	return false
 }
 
 // culprit is the part whose damage stopped a merge.

@@ -7,6 +7,7 @@ import (
 
 	"hikae/repo/internal/block"
 	"hikae/repo/internal/fsx"
+	"hikae/repo/internal/keys"
 )
 
 // TestMergeTiers: after many flushes few segments are left, nothing is lost,
@@ -145,5 +146,30 @@ func TestCompact(t *testing.T) {
 	must(t, err)
 	if len(emptied) != 1 || len(again.Segments()) != 0 {
 		t.Fatalf("%v emptied, %v in use", emptied, again.Segments())
+	}
+}
+
+// Whoever does not have the newest keys does not see what their segments supersede,
+// and so must not merge it.
+func TestMergeOfAnOldEpoch(t *testing.T) {
+	m, ring := newMem(t), newRing(t)
+	x := open(t, m, ring)
+	for i := range mergeFactor {
+		addRange(x, i*10, i*10+10)
+		flush(t, x)
+	}
+	must(t, fsx.MakeDir(m, "keys"))
+	_, secret := keys.NewKeyFile()
+	_, err := keys.AddSlot(m, ring, secret, "", now, keys.Params{})
+	must(t, err)
+	next, _, err := keys.Rotate(m, ring, nil, now)
+	must(t, err)
+	y := open(t, m, next)
+	must(t, y.Merge(t.Context()))
+	must(t, x.Reload(t.Context()))
+	must(t, x.Merge(t.Context()))
+	must(t, y.Reload(t.Context()))
+	if len(y.Segments()) != 1 || len(x.Segments()) != mergeFactor {
+		t.Errorf("%d segments are alive with the new keys, %d with the old ones", len(y.Segments()), len(x.Segments()))
 	}
 }

@@ -162,8 +162,8 @@ func newestEpoch(fsys fsx.FS) (uint32, error) {
 	return newest, nil
 }
 
-// fresh checks that the ring has the newest epoch.
-func (r *Ring) fresh(fsys fsx.FS) error {
+// Fresh checks that the ring has the newest epoch; ErrStale says that it has not.
+func (r *Ring) Fresh(fsys fsx.FS) error {
 	newest, err := newestEpoch(fsys)
 	if err != nil {
 		return err
@@ -172,6 +172,16 @@ func (r *Ring) fresh(fsys fsx.FS) error {
 		return ErrStale
 	}
 	return nil
+}
+
+// Sync makes the newest epoch last. Who began it may have been killed, or failed, when
+// its file was there but not yet sure to stay: whoever found it there must not
+// write anything under its keys that is to last longer than they do.
+func (r *Ring) Sync(fsys fsx.FS) error {
+	if r.Epoch() == 1 {
+		return nil // its keys are in the slots
+	}
+	return fsys.SyncDir(dir)
 }
 
 // follow adds the epochs that came after the slot was made.
@@ -292,7 +302,7 @@ func Rotate(fsys fsx.FS, r *Ring, keep func(SlotInfo) bool, now time.Time) (*Rin
 		return nil, nil, err
 	}
 	defer lock.Close()
-	if err := r.fresh(fsys); err != nil {
+	if err := r.Fresh(fsys); err != nil {
 		return nil, nil, err
 	}
 	n := r.Epoch() + 1
@@ -300,6 +310,10 @@ func Rotate(fsys fsx.FS, r *Ring, keep func(SlotInfo) bool, now time.Time) (*Rin
 		return nil, nil, fmt.Errorf("rotate keys: %d epochs are the most there can be", maxEpochs)
 	}
 	slots, err := readSlots(fsys)
+	if errors.Is(err, errUnread) {
+		// It may be as good as any; left out, it would never open again.
+		return nil, nil, fmt.Errorf("rotate keys: a slot would be left out: %w", err)
+	}
 	if err != nil && !errors.Is(err, ErrDamagedSlot) {
 		return nil, nil, err
 	}
@@ -368,7 +382,7 @@ func RemoveSlot(fsys fsx.FS, r *Ring, id string) error {
 		return err
 	}
 	defer lock.Close()
-	if err := r.fresh(fsys); err != nil {
+	if err := r.Fresh(fsys); err != nil {
 		return err
 	}
 	if b, err := hex.DecodeString(id); err != nil || len(b) != 8 {

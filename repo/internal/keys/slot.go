@@ -257,6 +257,9 @@ func parseTime(s string) (time.Time, error) {
 	return t.UTC(), err
 }
 
+// errUnread says that the storage failed: what the file holds is not known.
+var errUnread = errors.New("it cannot be read")
+
 // readSlots reads all slot files. Those that are damaged are in the error, the
 // others are returned all the same.
 func readSlots(fsys fsx.FS) ([]*slotFile, error) {
@@ -273,8 +276,12 @@ func readSlots(fsys fsx.FS) ([]*slotFile, error) {
 		}
 		name := path.Join(dir, e.Name())
 		b, err := fsx.ReadFile(fsys, name, slotLimit)
-		if err != nil {
+		if errors.Is(err, fsx.ErrTooLarge) {
 			bad = append(bad, damaged(name, "%w", err))
+			continue
+		}
+		if err != nil {
+			bad = append(bad, damaged(name, "%w: %w", errUnread, err))
 			continue
 		}
 		s, err := parseSlot(name, b)
@@ -328,7 +335,7 @@ func AddSlot(fsys fsx.FS, r *Ring, secret Secret, label string, now time.Time, p
 		return SlotInfo{}, err
 	}
 	defer lock.Close()
-	if err := r.fresh(fsys); err != nil {
+	if err := r.Fresh(fsys); err != nil {
 		return SlotInfo{}, err
 	}
 	s, err := r.sealSlot(secret, label, now, kdf)
@@ -431,16 +438,36 @@ func lockKeys(fsys fsx.FS) (io.Closer, error) {
 	if err != nil {
 		return nil, fmt.Errorf("lock the key slots: %w", err)
 	}
-	// Only who holds the lock makes such files: those that are there were left
-	// behind. What cannot be removed does no harm.
-	if list, err := fsys.ReadDir("tmp"); err == nil {
-		for _, e := range list {
-			if strings.HasPrefix(e.Name(), "key-") {
-				_ = fsys.Remove(path.Join("tmp", e.Name()))
-			}
+	sweep(fsys)
+	return l, nil
+}
+
+// sweep removes unfinished files. Only who holds the lock makes such: those that are
+// there were left behind. What cannot be removed does no harm.
+func sweep(fsys fsx.FS) {
+	list, err := fsys.ReadDir("tmp")
+	if err != nil {
+		return
+	}
+	for _, e := range list {
+		if strings.HasPrefix(e.Name(), "key-") {
+			_ = fsys.Remove(path.Join("tmp", e.Name()))
 		}
 	}
-	return l, nil
+}
+
+// Sweep removes the unfinished files of key changes that were killed, unless one is
+// under way.
+func Sweep(fsys fsx.FS) error {
+	l, err := fsys.Lock(path.Join(dir, "lock"), true, false)
+	if errors.Is(err, fsx.ErrLocked) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("lock the key slots: %w", err)
+	}
+	sweep(fsys)
+	return l.Close()
 }
 
 func writeJSON(fsys fsx.FS, name string, v any) error {
