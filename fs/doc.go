@@ -42,5 +42,6 @@
 // tree answers the kernel's requests from both. Nothing is kept of what the
 // kernel knows: an inode number says by itself what it stands for. Requests
 // that may wait for storage are watched by patience. Extended attributes in
-// user.hikae.* tell where bytes come from.
+// user.hikae.* tell where bytes come from, and user.hikae.verified-at when hikae
+// verify last found all of the generation good.
 package fs

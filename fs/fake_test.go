@@ -117,6 +117,10 @@ func (s *fakeSource) forget(sequence uint64) {
 	s.gens = slices.DeleteFunc(s.gens, func(g fakeGeneration) bool { return g.Sequence == sequence })
 }
 
+func (s *fakeSource) Verified(ctx context.Context, r ref) (time.Time, error) {
+	return time.Time{}, s.wait(ctx)
+}
+
 func (s *fakeSource) Open(ctx context.Context, r ref) (*snapshot, error) {
 	s.opens.Add(1)
 	if err := s.wait(ctx); err != nil {

@@ -119,6 +119,19 @@ func (s repository) Open(ctx context.Context, r ref) (*snapshot, error) {
 	return snap, nil
 }
 
+func (s repository) Verified(ctx context.Context, r ref) (time.Time, error) {
+	v, err := s.r.Verification(ctx, r.repo())
+	switch {
+	case errors.Is(err, repo.ErrNotFound):
+		return time.Time{}, nil
+	case errors.Is(err, repo.ErrDamaged):
+		// That it cannot be told keeps nobody from the other attributes.
+		s.complaints.about(known(err), "when a generation was verified cannot be told")
+		return time.Time{}, nil
+	}
+	return v.Time, known(err)
+}
+
 // stored is a repo.Disk as a disk.
 type stored struct{ *repo.Disk }
 

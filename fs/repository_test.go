@@ -126,6 +126,46 @@ func TestRepository(t *testing.T) {
 			}
 		}
 	}
+	// When a generation was verified can be seen while it is mounted.
+	verified := func(name string) string {
+		t.Helper()
+		path := filepath.Join(dir, "esx1/web 01", baseName(1), name)
+		attr := make([]byte, 500)
+		n, err := unix.Listxattr(path, attr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		listed := strings.Contains(string(attr[:n]), xattrPrefix+verifiedAt+"\x00")
+		n, err = unix.Getxattr(path, xattrPrefix+verifiedAt, attr)
+		if err != nil && (listed || !errors.Is(err, unix.ENODATA)) {
+			t.Fatalf("%s: %v, listed: %v", path, err, listed)
+		}
+		return string(attr[:max(n, 0)])
+	}
+	if got := verified("web01.vmx"); got != "" {
+		t.Errorf("verified at %q before it was", got)
+	}
+	refs, err := r.Refs(context.Background(), repo.VMID{Host: "esx1", Name: "web 01"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	g, err := r.Generation(context.Background(), refs[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := g.Remember(context.Background(), repo.Verification{Time: time.Date(2026, 12, 1, 4, 5, 6, 0, time.UTC)}); err != nil {
+		t.Fatal(err)
+	}
+	for deadline := time.Now().Add(20 * time.Second); verified("web01-flat.vmdk") != "2026-12-01T04:05:06Z"; time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("verified at %q", verified("web01-flat.vmdk"))
+		}
+	}
+	for _, name := range []string{"", "web01.vmx", "partitions"} {
+		if got := verified(name); got != "2026-12-01T04:05:06Z" {
+			t.Errorf("%q was verified at %q", name, got)
+		}
+	}
 	// st_blocks and the areas say the same
 	f, err := os.Open(filepath.Join(dir, "esx1/web 01/latest/web01-flat.vmdk"))
 	if err != nil {

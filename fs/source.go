@@ -20,6 +20,8 @@ type source interface {
 	// Open reads one generation. It is errGone when there is no such generation
 	// any more.
 	Open(ctx context.Context, r ref) (*snapshot, error)
+	// Verified is when a generation was last verified and found good; zero for never.
+	Verified(ctx context.Context, r ref) (time.Time, error)
 	// Pin keeps what there is from being deleted until the Closer is closed.
 	Pin(ctx context.Context) (io.Closer, error)
 	// Space is how many bytes the storage of the repository holds in all, and

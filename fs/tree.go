@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"slices"
-	"strings"
 	"syscall"
 	"time"
 
@@ -39,6 +38,7 @@ type tree struct {
 	complaints complaints
 	pace       pace
 	handles    handles
+	verdicts   verdicts
 	owner      fuse.Owner
 	umask      uint32
 	ttl        time.Duration // how long names above and of generations are believed
@@ -374,61 +374,4 @@ func (t *tree) StatFs(cancel <-chan struct{}, in *fuse.InHeader, out *fuse.Statf
 	})
 	*out = fuse.StatfsOut{Blocks: v[0] / unit, Bfree: v[1] / unit, Bavail: v[1] / unit, Bsize: unit, Frsize: unit, NameLen: maxName}
 	return fuse.Status(errno)
-}
-
-const xattrPrefix = "user.hikae."
-
-func (t *tree) xattrs(cancel <-chan struct{}, in *fuse.InHeader) ([]xattr, syscall.Errno) {
-	return attempt(t, in.Unique, cancel, "reading attributes failed", func(ctx context.Context) ([]xattr, error) {
-		n, err := t.node(ctx, in.NodeId)
-		if err != nil || n.gen == nil {
-			return nil, err
-		}
-		if n.content != nil {
-			return n.content.attrs, nil
-		}
-		o, err := t.shelf.open(ctx, n.gen)
-		if err != nil {
-			return nil, err
-		}
-		return o.attrs, nil
-	})
-}
-
-func (t *tree) GetXAttr(cancel <-chan struct{}, in *fuse.InHeader, name string, dest []byte) (uint32, fuse.Status) {
-	short, ok := strings.CutPrefix(name, xattrPrefix)
-	if !ok { // ls asks for access lists and labels of every file
-		return 0, fuse.ENODATA
-	}
-	attrs, errno := t.xattrs(cancel, in)
-	if errno != 0 {
-		return 0, fuse.Status(errno)
-	}
-	for _, a := range attrs {
-		if a.name == short {
-			return answer(a.value, dest)
-		}
-	}
-	return 0, fuse.ENODATA
-}
-
-func (t *tree) ListXAttr(cancel <-chan struct{}, in *fuse.InHeader, dest []byte) (uint32, fuse.Status) {
-	attrs, errno := t.xattrs(cancel, in)
-	if errno != 0 {
-		return 0, fuse.Status(errno)
-	}
-	var b strings.Builder
-	for _, a := range attrs {
-		b.WriteString(xattrPrefix + a.name + "\x00")
-	}
-	return answer(b.String(), dest)
-}
-
-// answer tells the size when there is not room enough, which is also how the
-// size is asked for.
-func answer(s string, dest []byte) (uint32, fuse.Status) {
-	if len(s) > len(dest) {
-		return uint32(len(s)), fuse.ERANGE
-	}
-	return uint32(copy(dest, s)), fuse.OK
 }
