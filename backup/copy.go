@@ -242,22 +242,25 @@ func (c *copying) copyDisk(ctx context.Context, f repo.File, out *os.File) error
 		return err
 	}
 	c.since = 0
-	at := from // everything before it is written
+	w := newWriter(out, from, func(n int64) { c.meter.add(f.Name, n) })
 	var walkErr error
 	todo := dataSteps(ctx, f.Disk, from, false, &walkErr)
 	err = stream(ctx, f.Disk, todo, c.bufs, func(_ context.Context, s step, data []byte, release func()) error {
-		defer release()
-		if _, err := out.WriteAt(data, s.Offset); err != nil {
+		if err := w.write(data, s.Offset, release); err != nil {
 			return err
 		}
-		at = s.End()
-		c.res.BytesWritten += s.Length
-		c.meter.add(f.Name, s.Length)
-		if c.since += s.Length; c.since >= checkpointEvery {
-			return c.checkpoint(f, out, at)
+		if c.since += s.Length; c.since < checkpointEvery {
+			return nil
 		}
-		return nil
+		at, err := w.wait()
+		if err != nil {
+			return err
+		}
+		return c.checkpoint(f, out, at)
 	})
+	at, werr := w.wait()
+	err = cmp.Or(werr, err)
+	c.res.BytesWritten += w.written.Load()
 	err = cmp.Or(walkErr, err)
 	if errors.Is(err, syscall.ENOSPC) {
 		// The note of how far the copy is needs room too: give some back.

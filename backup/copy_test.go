@@ -111,7 +111,7 @@ func TestCopyGoesOn(t *testing.T) {
 // A part that is not what the state says it is starts again.
 func TestCopyDistrusts(t *testing.T) {
 	w := newRepo(t)
-	ref := w.importDisks(nil, image(t, 24*mib, 1, area0(0, 24*mib))).Ref
+	ref := w.importDisks(nil, image(t, 64*mib, 1, area0(0, 64*mib))).Ref
 	dest := t.TempDir()
 	ctx, cancel := context.WithCancel(t.Context())
 	_, err := Copy(ctx, CopyOptions{Generation: w.generation(ref), Dest: dest, Progress: func(e Event) {
