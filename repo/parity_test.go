@@ -158,8 +158,8 @@ func TestParityOptions(t *testing.T) {
 // AddParity makes up for it.
 func TestCommitWithoutParity(t *testing.T) {
 	content := noise(2, 2)
-	for _, mode := range []fsx.Mode{fsx.FailOnce, fsx.FailAfter, fsx.ShortWrite, fsx.CrashNow} {
-		for k := 1; k < 40; k++ {
+	for i, mode := range []fsx.Mode{fsx.FailOnce, fsx.FailAfter, fsx.ShortWrite, fsx.CrashNow} {
+		for k := 1 + i/2; ; k += 3 {
 			mem, first := newParityMem(t, 5)
 			_ = first.Close()
 			faulty := fsx.NewFaulty(mem)
@@ -248,7 +248,7 @@ func reachable(file []byte, info parity.Info) map[string][]byte {
 func TestMend(t *testing.T) {
 	for _, percent := range []int{1, 30} {
 		mem, r := newParityMem(t, percent)
-		content := noise(3, 30)
+		content := noise(3, 6)
 		ref := mustBackup(t, r, testVM, 0, content)
 		for _, name := range protected(t, mem) {
 			file := read(t, mem, name)
@@ -434,7 +434,7 @@ func TestMendUnreadable(t *testing.T) {
 // whole, and then it is mended.
 func TestMendFailsAnywhere(t *testing.T) {
 	mem0, r := newParityMem(t, 5)
-	content := noise(7, 3)
+	content := noise(7, 1)
 	mustBackup(t, r, testVM, 0, content)
 	files := map[string][]byte{}
 	var name string
@@ -446,8 +446,8 @@ func TestMendFailsAnywhere(t *testing.T) {
 	}
 	bad := bytes.Clone(files[name])
 	clear(bad[5000:9000])
-	for _, mode := range []fsx.Mode{fsx.CrashNow, fsx.FailOnce, fsx.FailAfter, fsx.ShortWrite, fsx.NoSpace} {
-		for k := 1; ; k++ {
+	for i, mode := range []fsx.Mode{fsx.CrashNow, fsx.FailOnce, fsx.FailAfter, fsx.ShortWrite, fsx.NoSpace} {
+		for k := 1 + i/2; ; k += 1 + min(i, 2) {
 			mem := fsx.NewMem()
 			for n, b := range files {
 				plant(t, mem, n, b)
@@ -563,8 +563,8 @@ func TestAddParityFailsAnywhere(t *testing.T) {
 	for _, n := range mem0.Files() {
 		files[n] = read(t, mem0, n)
 	}
-	for _, mode := range []fsx.Mode{fsx.CrashNow, fsx.FailOnce, fsx.FailAfter, fsx.NoSpace} {
-		for k := 1; ; k++ {
+	for i, mode := range []fsx.Mode{fsx.CrashNow, fsx.FailOnce, fsx.FailAfter, fsx.NoSpace} {
+		for k := 1 + i/2; ; k += 1 + min(i, 2) {
 			mem := fsx.NewMem()
 			for n, b := range files {
 				plant(t, mem, n, b)
@@ -656,7 +656,7 @@ func TestPruneDeletesParity(t *testing.T) {
 }
 
 func TestPruneWithParityCrashes(t *testing.T) {
-	for k := 1; ; k += 4 {
+	for k := 1; ; k += 9 {
 		mem, r := newParityMem(t, 4)
 		keep := noise(1, 5)
 		stays := mustBackup(t, r, testVM, 0, keep)
