@@ -75,21 +75,23 @@ func parseThumbprint(s string) (string, error) {
 }
 
 // hostPort completes an address with port 443.
-func hostPort(address string) (string, error) {
+func hostPort(address string) (string, error) { return withPort(address, "443") }
+
+func withPort(address, standard string) (string, error) {
 	a := strings.TrimSuffix(strings.TrimPrefix(strings.TrimSpace(address), "https://"), "/")
 	if a == "" {
-		return "", errors.New("a host needs an address: a name or IP, with :port unless it is 443")
+		return "", errors.New("a host needs an address: a name or IP, with :port unless it is " + standard)
 	}
 	if strings.ContainsAny(a, "/@?# ") {
-		return "", fmt.Errorf("%q is not an address: give a name or IP, with :port unless it is 443", address)
+		return "", fmt.Errorf("%q is not an address: give a name or IP, with :port unless it is %s", address, standard)
 	}
 	if host, port, err := net.SplitHostPort(a); err == nil {
 		if host == "" || port == "" {
-			return "", fmt.Errorf("%q is not an address: give a name or IP, with :port unless it is 443", address)
+			return "", fmt.Errorf("%q is not an address: give a name or IP, with :port unless it is %s", address, standard)
 		}
 		return a, nil
 	}
-	return net.JoinHostPort(strings.Trim(a, "[]"), "443"), nil
+	return net.JoinHostPort(strings.Trim(a, "[]"), standard), nil
 }
 
 // pinned is a TLS configuration that accepts one certificate and no other. The

@@ -19,6 +19,7 @@ const descriptorLimit = 64 << 10
 // DiskReader reads a frozen disk through its chain of links. Its methods are
 // safe for concurrent use.
 type DiskReader struct {
+	store      storage // one for the whole disk
 	chain      *vmdk.Chain
 	descriptor []byte
 	bytes      atomic.Int64
@@ -42,12 +43,15 @@ func (h *Host) OpenDisk(ctx context.Context, d Disk) (*DiskReader, error) {
 	if !d.frozen || len(d.Chain) == 0 {
 		return nil, fmt.Errorf("%s: %s is not frozen: only disks of a snapshot are read", h.name, d.Label)
 	}
+	if err := h.probeRanges(ctx, d.Chain[0]); err != nil {
+		return nil, err
+	}
 	volumes := sync.OnceValues(func() (map[string]string, error) { return h.volumes(ctx) })
-	r := &DiskReader{}
+	r := &DiskReader{store: h.store()}
 	r.ctx, r.cancel = context.WithCancelCause(context.Background())
 	var links []vmdk.LinkSource
 	for _, name := range d.Chain {
-		text, err := h.descriptor(ctx, name)
+		text, err := h.descriptor(ctx, r.store, name)
 		if err != nil {
 			return nil, err
 		}
@@ -88,8 +92,8 @@ func (h *Host) OpenDisk(ctx context.Context, d Disk) (*DiskReader, error) {
 const readGap = 64 << 10
 
 // descriptor reads a link's descriptor and makes sure that it is one.
-func (h *Host) descriptor(ctx context.Context, name string) ([]byte, error) {
-	text, size, err := h.files.readHead(ctx, name, descriptorLimit)
+func (h *Host) descriptor(ctx context.Context, store storage, name string) ([]byte, error) {
+	text, size, err := store.readHead(ctx, name, descriptorLimit)
 	if err != nil {
 		return nil, err
 	}
@@ -120,7 +124,7 @@ func (h *Host) extent(ctx context.Context, r *DiskReader, descriptor string, e v
 	if err != nil {
 		return vmdk.File{}, fmt.Errorf("%s: %w", h.name, err)
 	}
-	size, err := h.files.head(ctx, name)
+	size, err := r.store.head(ctx, name)
 	if err != nil {
 		return vmdk.File{}, err
 	}
@@ -132,15 +136,14 @@ func (h *Host) extent(ctx context.Context, r *DiskReader, descriptor string, e v
 			return vmdk.File{}, fmt.Errorf("%s: %s is %d bytes long and its descriptor says %d; the disk is damaged", h.name, name, size, want)
 		}
 	}
-	return vmdk.File{R: &extentReader{files: h.files, disk: r, name: name, size: size}, Size: size}, nil
+	return vmdk.File{R: &extentReader{disk: r, name: name, size: size}, Size: size}, nil
 }
 
 // extentReader reads one extent file.
 type extentReader struct {
-	files *files
-	disk  *DiskReader
-	name  string
-	size  int64
+	disk *DiskReader
+	name string
+	size int64
 }
 
 func (x *extentReader) ReadAt(p []byte, off int64) (int, error) {
@@ -160,7 +163,7 @@ func (x *extentReader) ReadAtContext(ctx context.Context, p []byte, off int64) (
 		p, err = p[:rest], io.EOF
 	}
 	n := 0
-	rerr := x.files.read(ctx, x.name, p, off, x.size, func(m int) {
+	rerr := x.disk.store.read(ctx, x.name, p, off, x.size, func(m int) {
 		n += m
 		x.disk.bytes.Add(int64(m))
 	})

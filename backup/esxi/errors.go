@@ -14,6 +14,8 @@ import (
 	"github.com/vmware/govmomi/fault"
 	"github.com/vmware/govmomi/vim25/soap"
 	"github.com/vmware/govmomi/vim25/types"
+
+	"hikae/backup/esxi/internal/sshx"
 )
 
 // What can go wrong with a host, in kinds that a program can act on. Every
@@ -33,6 +35,13 @@ var (
 	ErrNoSpace     = errors.New("datastore is full")
 	ErrQuiesce     = errors.New("guest cannot be quiesced")
 	ErrUnsupported = errors.New("cannot be backed up")
+	// Of SSH: ErrLogin, ErrUnreachable and the others above serve too.
+	ErrHostKey     = errors.New("SSH host key is not the pinned one")
+	ErrSSHDisabled = errors.New("SSH service is switched off") // also ErrUnreachable
+	ErrNoShell     = errors.New("SSH is needed")               // for what has no other way, and it is not configured
+	// Of change tracking.
+	ErrSnapshots = errors.New("VM has snapshots")
+	ErrRunning   = errors.New("VM is running")
 )
 
 // sentence is an error whose text is written for the operator, with what it is
@@ -83,6 +92,9 @@ func (h *Host) explain(ctx context.Context, what string, err error) error {
 	case said(err):
 		return err
 	}
+	if err := h.explainShell(what, err); err != nil {
+		return err
+	}
 	var status *httpStatus
 	if errors.As(err, &status) && status.busy() {
 		return errf(ErrBusy, err, "%s: %s: the host stays busy (HTTP %s); try again when fewer programs use it", h.name, what, status.status)
@@ -96,7 +108,7 @@ func (h *Host) explain(ctx context.Context, what string, err error) error {
 	switch {
 	case fault.Is(err, &types.RestrictedVersion{}):
 		return say(ErrRestricted, "the host's licence (the free edition, or an expired evaluation) forbids changes through its API; "+
-			"assign a licence key to the host")
+			"assign a licence key to the host, or let hikae control it over SSH (hikae host add --ssh)")
 	case fault.Is(err, &types.InvalidLogin{}), fault.Is(err, &types.NotAuthenticated{}):
 		return say(ErrLogin, "the host does not accept the session of user %s", h.user)
 	case fault.Is(err, &types.MethodDisabled{}), fault.Is(err, &types.HostAccessRestrictedToManagementServer{}):
@@ -174,7 +186,8 @@ func transient(err error) bool {
 	}
 	var way *url.Error
 	var op net.Error
-	return errors.As(err, &way) || errors.As(err, &op) ||
+	var broke *sshx.LostError
+	return errors.As(err, &broke) || errors.As(err, &way) || errors.As(err, &op) ||
 		errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) ||
 		errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE) ||
 		errors.Is(err, context.DeadlineExceeded) // one call's own limit; the caller's context is looked at before

@@ -1,13 +1,14 @@
 // Package esxi is one VMware ESXi host: its inventory, its snapshots, what
 // changed on a disk, the bytes of frozen disks, and the few changes a restore
-// needs. It speaks SOAP and HTTPS (/folder) on port 443 and needs nothing
-// installed on the host.
+// needs. It speaks SOAP and HTTPS (/folder) on port 443, and runs commands over SSH
+// where the licence forbids changes through the API or port 443 is closed. It
+// needs nothing installed on the host.
 //
 // Promises:
 //
 //   - The host's certificate is compared with a pinned SHA-256 thumbprint on
 //     every connection, before a byte is sent; certificate authorities are not
-//     asked.
+//     asked. So is the host's SSH key with its fingerprint.
 //   - A refused login is never tried again by the same Host, because ESXi locks
 //     accounts after a few failures. An expired session is renewed silently.
 //   - A disk is read from frozen links only. A link that a VM may be writing to
@@ -33,7 +34,8 @@ type Config struct {
 	// Name is what the operator calls the host; it appears in messages only.
 	// Empty: Address.
 	Name string
-	// Address is host or host:port; the port is 443 unless given.
+	// Address is host or host:port; the port is 443 unless given. Empty: port
+	// 443 is not used, and SSH must say where the host is.
 	Address string
 	User    string
 	// Password is asked at every login, so a changed password file is read
@@ -42,10 +44,32 @@ type Config struct {
 	// Thumbprint is the SHA-256 of the host's certificate in hexadecimal, with
 	// or without colons, in either case. Required: see Certificate.
 	Thumbprint string
+	// SSH says how to reach the host's shell; nil goes without. It is used where
+	// the API is not enough: see Ways.
+	SSH *SSHConfig
 	// Logger receives retries and session renewals; nil discards them.
 	Logger *slog.Logger
 	// Clock tells the time for back-off; nil means time.Now.
 	Clock func() time.Time
+}
+
+// SSHConfig says how to reach a host's shell. The user must be allowed to run
+// vim-cmd and to write to datastores: root, as a rule.
+type SSHConfig struct {
+	// Address is host or host:port; the port is 22 unless given. Empty: the host
+	// of Config.Address.
+	Address string
+	// Fingerprint is "SHA256:" and the base64 of the SHA-256 of the host's SSH
+	// key, as ssh-keygen -l prints it. Required: see HostKey.
+	Fingerprint string
+	User        string // "": Config.User
+	// Password is asked at every login, as Config.Password; nil is Config.Password
+	// unless there is a Key, and then no password is sent.
+	Password func() (string, error)
+	// Key is a private key, PEM or OpenSSH's format; it is offered before a
+	// password. Passphrase is asked once, by Connect, when the key has one.
+	Key        []byte
+	Passphrase func() (string, error)
 }
 
 // About is what the host says about itself.
@@ -112,6 +136,8 @@ type SnapshotInfo struct {
 	Created     time.Time
 	Quiesced    bool
 	Current     bool // the one the running link stands on
+
+	number int32 // among the VM's snapshots, as the shell names it
 }
 
 // Snapshot is one snapshot with the VM's disks as it froze them.

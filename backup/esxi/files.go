@@ -287,7 +287,8 @@ func (f *files) check(what, dsPath string, res *http.Response, off int64, want i
 		if total < 0 && off == 0 && res.ContentLength >= 0 && res.ContentLength <= int64(want) {
 			return int(res.ContentLength), res.ContentLength, nil
 		}
-		return 0, 0, fmt.Errorf("%s: %s: the host ignores ranges (HTTP 200 for a part of a file); its disks cannot be read over /folder", f.name, what)
+		return 0, 0, fmt.Errorf("%s: %s: the host ignores ranges (HTTP 200 for a part of a file); its disks cannot be read over /folder, "+
+			"but over SSH (hikae host add --ssh): %w", f.name, what, errNoRanges)
 	}
 	first, last, size, ok := parseContentRange(res.Header.Get("Content-Range"))
 	if !ok {
@@ -304,6 +305,19 @@ func (f *files) check(what, dsPath string, res *http.Response, off int64, want i
 		return 0, 0, fmt.Errorf("%s: %s: the host announces %d bytes for a range of %d", f.name, what, res.ContentLength, n)
 	}
 	return n, size, nil
+}
+
+// ranges makes sure that a part of a file is answered with a part of it.
+func (f *files) ranges(ctx context.Context, dsPath string) error {
+	size, err := f.head(ctx, dsPath)
+	if err != nil || size < 2 { // too short to tell
+		return err
+	}
+	what := "read one byte of " + dsPath
+	return f.attempts(ctx, what, func(ctx context.Context) (int, error) {
+		n, _, err := f.get(ctx, what, dsPath, make([]byte, 1), 0, size)
+		return n, err
+	})
 }
 
 // parseContentRange reads "bytes 0-99/1000" (RFC 9110, 14.4).

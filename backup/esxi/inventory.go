@@ -132,15 +132,49 @@ var vmPaths = []string{
 	"config.hardware.device", "config.changeTrackingEnabled", "config.extraConfig", "layoutEx.file",
 }
 
-// VMs lists every registered VM, by name, in one property fetch.
-func (h *Host) VMs(ctx context.Context) ([]VM, error) {
-	all, err := collect[mo.VirtualMachine](ctx, h, "VirtualMachine", vmPaths...)
+// inventory is how a host is looked at. SOAP is one way, which every licence
+// allows; where port 443 is closed, the shell is the other. Errors come as the
+// way gave them; Host explains them.
+type inventory interface {
+	vms(ctx context.Context) ([]VM, error)
+	// vm fetches one VM again.
+	vm(ctx context.Context, id string) (*VM, error)
+	// snapshotDisks are now's disks as one of its snapshots froze them: their
+	// chains end with the frozen link.
+	snapshotDisks(ctx context.Context, now *VM, id string) ([]Disk, error)
+	// vmOf is the VM that a snapshot belongs to; "" when nobody knows any more.
+	vmOf(ctx context.Context, snapshot string) (vm string)
+	needsConsolidation(ctx context.Context, vm string) (bool, error)
+	// busy tells whether a task of a kind is queued or running: on a VM, or on
+	// the host when vm is "". kind is createSnapshot, removeSnapshot or
+	// registerVm.
+	busy(ctx context.Context, vm, kind string) (bool, error)
+	datastores(ctx context.Context) ([]Datastore, error)
+}
+
+// soapInventory looks at the host through its API.
+type soapInventory struct{ h *Host }
+
+var _ inventory = (*soapInventory)(nil)
+
+// vms lists all of them in one property fetch.
+func (i *soapInventory) vms(ctx context.Context) ([]VM, error) {
+	all, err := collect[mo.VirtualMachine](ctx, i.h, "VirtualMachine", vmPaths...)
 	if err != nil {
-		return nil, h.explain(ctx, "list the VMs", err)
+		return nil, err
 	}
 	vms := make([]VM, 0, len(all))
-	for i := range all {
-		vms = append(vms, h.convert(&all[i]))
+	for n := range all {
+		vms = append(vms, i.h.convert(&all[n]))
+	}
+	return vms, nil
+}
+
+// VMs lists every registered VM, by name.
+func (h *Host) VMs(ctx context.Context) ([]VM, error) {
+	vms, err := h.inv.vms(ctx)
+	if err != nil {
+		return nil, h.explain(ctx, "list the VMs", err)
 	}
 	slices.SortFunc(vms, func(a, b VM) int {
 		if c := strings.Compare(a.Name, b.Name); c != 0 {
@@ -181,13 +215,59 @@ func (h *Host) VM(ctx context.Context, name string) (*VM, error) {
 }
 
 // refresh fetches vm again.
-func (h *Host) refresh(ctx context.Context, id string) (*VM, error) {
-	m, err := fetchOne[mo.VirtualMachine](ctx, h, vmRef(id), vmPaths...)
+func (h *Host) refresh(ctx context.Context, id string) (*VM, error) { return h.inv.vm(ctx, id) }
+
+func (i *soapInventory) vm(ctx context.Context, id string) (*VM, error) {
+	m, err := fetchOne[mo.VirtualMachine](ctx, i.h, vmRef(id), vmPaths...)
 	if err != nil {
 		return nil, err
 	}
-	vm := h.convert(m)
+	vm := i.h.convert(m)
 	return &vm, nil
+}
+
+func (i *soapInventory) snapshotDisks(ctx context.Context, _ *VM, id string) ([]Disk, error) {
+	m, err := fetchOne[mo.VirtualMachineSnapshot](ctx, i.h, snapshotRef(id), "config.hardware.device")
+	if err != nil {
+		return nil, err
+	}
+	return disks(m.Config.Hardware.Device), nil
+}
+
+func (i *soapInventory) vmOf(ctx context.Context, snapshot string) string {
+	m, err := fetchOne[mo.VirtualMachineSnapshot](ctx, i.h, snapshotRef(snapshot), "vm")
+	if err != nil {
+		return ""
+	}
+	return m.Vm.Value
+}
+
+func (i *soapInventory) needsConsolidation(ctx context.Context, vm string) (bool, error) {
+	m, err := fetchOne[mo.VirtualMachine](ctx, i.h, vmRef(vm), "runtime.consolidationNeeded")
+	if err != nil {
+		return false, err
+	}
+	return m.Runtime.ConsolidationNeeded, nil
+}
+
+func (i *soapInventory) busy(ctx context.Context, vm, kind string) (bool, error) {
+	_, ok, err := i.h.running(ctx, vm, kind)
+	return ok, err
+}
+
+func (i *soapInventory) datastores(ctx context.Context) ([]Datastore, error) {
+	all, err := collect[mo.Datastore](ctx, i.h, "Datastore", "summary")
+	if err != nil {
+		return nil, err
+	}
+	var out []Datastore
+	for _, d := range all {
+		s := d.Summary
+		out = append(out, Datastore{
+			Name: displayName(s.Name), Type: s.Type, Capacity: s.Capacity, Free: s.FreeSpace, URL: s.Url, Accessible: s.Accessible,
+		})
+	}
+	return out, nil
 }
 
 func vmRef(id string) types.ManagedObjectReference {
@@ -211,8 +291,8 @@ func (h *Host) convert(m *mo.VirtualMachine) VM {
 			current = c.Value
 		}
 		vm.Snapshots = flatten(m.Snapshot.RootSnapshotList, "", current)
-		h.remember(&vm)
 	}
+	defer h.remember(&vm)
 	c := m.Config
 	if c == nil {
 		if vm.Invalid == "" {
@@ -229,16 +309,22 @@ func (h *Host) convert(m *mo.VirtualMachine) VM {
 	return vm
 }
 
-// owner is whose a snapshot is.
-type owner struct{ vm, vmName, name string }
+// owner is whose a snapshot is, and its number among that VM's.
+type owner struct {
+	vm, vmName, name string
+	number           int32
+}
 
-// remember notes whose a snapshot is, so that its removal can look after the
-// VM even when the snapshot itself is gone.
+// remember notes where a VM's configuration lies and whose a snapshot is, so
+// that its removal can look after the VM even when the snapshot itself is gone.
 func (h *Host) remember(vm *VM) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	if vm.ConfigPath != "" {
+		h.paths[vm.ID] = vm.ConfigPath
+	}
 	for _, s := range vm.Snapshots {
-		h.owners[s.ID] = owner{vm.ID, vm.Name, s.Name}
+		h.owners[s.ID] = owner{vm.ID, vm.Name, s.Name, s.number}
 	}
 }
 
@@ -269,7 +355,7 @@ func flatten(tree []types.VirtualMachineSnapshotTree, parent, current string) (l
 	for _, t := range tree {
 		l = append(l, SnapshotInfo{
 			ID: t.Snapshot.Value, Parent: parent, Name: displayName(t.Name), Description: t.Description,
-			Created: t.CreateTime, Quiesced: t.Quiesced, Current: t.Snapshot.Value == current,
+			Created: t.CreateTime, Quiesced: t.Quiesced, Current: t.Snapshot.Value == current, number: t.Id,
 		})
 		l = append(l, flatten(t.ChildSnapshotList, t.Snapshot.Value, current)...)
 	}

@@ -8,7 +8,6 @@ import (
 	"strings"
 
 	"github.com/vmware/govmomi/fault"
-	"github.com/vmware/govmomi/vim25/mo"
 	"github.com/vmware/govmomi/vim25/types"
 )
 
@@ -16,7 +15,11 @@ import (
 // when that .vmx is registered already.
 func (h *Host) RegisterVM(ctx context.Context, vmxPath, name string) (*VM, error) {
 	what := fmt.Sprintf("register %s as %s", vmxPath, name)
-	id, err := h.control.register(ctx, vmxPath, escapedName(name))
+	var id string
+	err := h.change(ctx, func(c control) (err error) {
+		id, err = c.register(ctx, vmxPath, escapedName(name))
+		return err
+	})
 	if isLost(err) && ctx.Err() == nil {
 		if serr := h.settle(ctx, "", "registerVm"); serr != nil {
 			return nil, h.explain(ctx, what, serr)
@@ -40,7 +43,7 @@ func (h *Host) RegisterVM(ctx context.Context, vmxPath, name string) (*VM, error
 // registered any more is no error.
 func (h *Host) UnregisterVM(ctx context.Context, vm *VM) error {
 	what := "unregister " + vm.Name
-	err := h.control.unregister(ctx, vm.ID)
+	err := h.change(ctx, func(c control) error { return c.unregister(ctx, vm.ID) })
 	if gone(err) {
 		return nil
 	}
@@ -61,30 +64,39 @@ func (h *Host) UnregisterVM(ctx context.Context, vm *VM) error {
 // error with the question's text, and the VM goes on waiting.
 func (h *Host) PowerOn(ctx context.Context, vm *VM) error {
 	what := "power on " + vm.Name
-	err := h.control.powerOn(ctx, vm.ID)
-	if err == nil {
-		return nil
-	}
-	if ctx.Err() == nil && (isLost(err) || fault.Is(err, &types.InvalidPowerState{})) {
-		if now, rerr := h.refresh(ctx, vm.ID); rerr == nil && now.Power == string(types.VirtualMachinePowerStatePoweredOn) {
+	err := h.change(ctx, func(c control) error { return c.powerOn(ctx, vm.ID) })
+	return h.powered(ctx, what, vm, types.VirtualMachinePowerStatePoweredOn, err)
+}
+
+// PowerOff stops a VM at once, as by pulling its plug; one that is off is no
+// error.
+func (h *Host) PowerOff(ctx context.Context, vm *VM) error {
+	what := "power off " + vm.Name
+	err := h.change(ctx, func(c control) error { return c.powerOff(ctx, vm.ID) })
+	return h.powered(ctx, what, vm, types.VirtualMachinePowerStatePoweredOff, err)
+}
+
+// powered looks whether a change of power that failed has its result all the
+// same.
+func (h *Host) powered(ctx context.Context, what string, vm *VM, want types.VirtualMachinePowerState, err error) error {
+	if err != nil && ctx.Err() == nil && (isLost(err) || fault.Is(err, &types.InvalidPowerState{})) {
+		if now, rerr := h.refresh(ctx, vm.ID); rerr == nil && now.Power == string(want) {
 			return nil
 		}
 	}
 	return h.explain(ctx, what, err)
 }
 
+// ReloadVM has the host read a VM's configuration file again.
+func (h *Host) ReloadVM(ctx context.Context, vm *VM) error {
+	return h.explain(ctx, "reload "+vm.Name, h.change(ctx, func(c control) error { return c.reload(ctx, vm.ID) }))
+}
+
 // Datastores lists the host's datastores by name.
 func (h *Host) Datastores(ctx context.Context) ([]Datastore, error) {
-	all, err := collect[mo.Datastore](ctx, h, "Datastore", "summary")
+	out, err := h.inv.datastores(ctx)
 	if err != nil {
 		return nil, h.explain(ctx, "list the datastores", err)
-	}
-	var out []Datastore
-	for _, d := range all {
-		s := d.Summary
-		out = append(out, Datastore{
-			Name: displayName(s.Name), Type: s.Type, Capacity: s.Capacity, Free: s.FreeSpace, URL: s.Url, Accessible: s.Accessible,
-		})
 	}
 	slices.SortFunc(out, func(a, b Datastore) int { return strings.Compare(a.Name, b.Name) })
 	return out, nil

@@ -7,7 +7,6 @@ import (
 	"slices"
 
 	"github.com/vmware/govmomi/fault"
-	"github.com/vmware/govmomi/vim25/mo"
 	"github.com/vmware/govmomi/vim25/types"
 )
 
@@ -17,7 +16,11 @@ import (
 // same; FindSnapshots tells.
 func (h *Host) CreateSnapshot(ctx context.Context, vm *VM, name, description string, quiesce bool) (*Snapshot, error) {
 	what := fmt.Sprintf("create snapshot %s of %s", name, vm.Name)
-	id, err := h.control.createSnapshot(ctx, vm.ID, escapedName(name), description, quiesce)
+	var id string
+	err := h.change(ctx, func(c control) (err error) {
+		id, err = c.createSnapshot(ctx, vm.ID, escapedName(name), description, quiesce)
+		return err
+	})
 	if isLost(err) && ctx.Err() == nil {
 		h.log.Info("the answer to a snapshot was lost, looking for it", "host", h.name, "vm", vm.Name, "snapshot", name, "error", err)
 		found, ferr := h.FindSnapshots(ctx, vm, name)
@@ -45,14 +48,11 @@ func (h *Host) Snapshot(ctx context.Context, vm *VM, id string) (*Snapshot, erro
 	if i < 0 {
 		return nil, errf(ErrNotFound, nil, "%s: %s: it is not in the VM's tree any more", h.name, what)
 	}
-	m, err := fetchOne[mo.VirtualMachineSnapshot](ctx, h, snapshotRef(id), "config.hardware.device")
+	frozen, err := h.inv.snapshotDisks(ctx, now, id)
 	if err != nil {
 		return nil, h.explain(ctx, what, err)
 	}
-	s := &Snapshot{
-		ID: id, Name: now.Snapshots[i].Name, VM: *now, Quiesced: now.Snapshots[i].Quiesced,
-		Disks: disks(m.Config.Hardware.Device),
-	}
+	s := &Snapshot{ID: id, Name: now.Snapshots[i].Name, VM: *now, Quiesced: now.Snapshots[i].Quiesced, Disks: frozen}
 	for i := range s.Disks {
 		if err := freeze(&s.Disks[i], now.Disks); err != nil {
 			return nil, fmt.Errorf("%s: %s: %w", h.name, what, err)
@@ -112,7 +112,7 @@ func (h *Host) RemoveSnapshot(ctx context.Context, id string) error {
 		what = fmt.Sprintf("remove snapshot %s of %s", whose.name, whose.vmName)
 	}
 	for try := 1; ; try++ {
-		err := h.control.removeSnapshot(ctx, id)
+		err := h.change(ctx, func(c control) error { return c.removeSnapshot(ctx, id, whose) })
 		if err == nil || gone(err) || fault.Is(err, &types.NotFound{}) {
 			break
 		}
@@ -159,9 +159,7 @@ func (h *Host) ownerOf(ctx context.Context, id string) owner {
 	if ok {
 		return o
 	}
-	if m, err := fetchOne[mo.VirtualMachineSnapshot](ctx, h, snapshotRef(id), "vm"); err == nil {
-		o.vm = m.Vm.Value
-	}
+	o.vm = h.inv.vmOf(ctx, id)
 	return o
 }
 
@@ -170,19 +168,21 @@ func (h *Host) merged(ctx context.Context, vm string) error {
 	if err := h.settle(ctx, vm, "removeSnapshot"); err != nil {
 		return err
 	}
-	for try := 1; ; try++ {
-		m, err := fetchOne[mo.VirtualMachine](ctx, h, vmRef(vm), "runtime.consolidationNeeded")
-		if err != nil {
+	if h.overSSH() {
+		if err := h.ssh.tidy(ctx, vm); err != nil {
 			return err
 		}
-		if !m.Runtime.ConsolidationNeeded {
-			return nil
+	}
+	for try := 1; ; try++ {
+		needed, err := h.inv.needsConsolidation(ctx, vm)
+		if err != nil || !needed {
+			return err
 		}
 		if try > 3 {
 			return errf(ErrBusy, nil, "%s: the snapshot is gone, but the VM's disks still need consolidation after %d attempts; "+
 				"run it again, or use Consolidate in the host's own interface", h.name, try-1)
 		}
-		if err := h.control.consolidate(ctx, vm); err != nil && !isLost(err) {
+		if err := h.change(ctx, func(c control) error { return c.consolidate(ctx, vm) }); err != nil && !isLost(err) {
 			return err
 		}
 		if err := sleep(ctx, h.t.poll); err != nil {

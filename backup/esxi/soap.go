@@ -127,7 +127,7 @@ func (c *soapControl) createSnapshot(ctx context.Context, vm, name, description 
 	return ref.Value, nil
 }
 
-func (c *soapControl) removeSnapshot(ctx context.Context, id string) error {
+func (c *soapControl) removeSnapshot(ctx context.Context, id string, _ owner) error {
 	_, err := c.run(ctx, func(ctx context.Context) (types.ManagedObjectReference, error) {
 		res, err := methods.RemoveSnapshot_Task(ctx, c.h.session.vc, &types.RemoveSnapshot_Task{
 			This: snapshotRef(id), RemoveChildren: false, Consolidate: types.NewBool(true),
@@ -257,24 +257,53 @@ func wantsToKeep(m *mo.VirtualMachine) bool {
 // choose finds the answer to msg.uuid.altered by its text: the keys of the
 // choices differ between versions.
 func choose(q *types.VirtualMachineQuestionInfo, keep bool) (key string, ok bool) {
-	about := strings.Contains(q.Text, "msg.uuid.altered") || strings.Contains(strings.ToLower(q.Text), "moved or copied")
+	about := asksMoved(q.Text)
 	for _, m := range q.Message {
 		about = about || m.Id == "msg.uuid.altered"
 	}
 	if !about {
 		return "", false
 	}
-	want := "copied"
-	if keep {
-		want = "moved"
-	}
 	for _, o := range q.Choice.ChoiceInfo {
 		d := o.GetElementDescription()
-		if strings.Contains(strings.ToLower(strings.ReplaceAll(d.Label+d.Summary, "_", "")), want) {
+		if saysMoved(d.Label+d.Summary, keep) {
 			return d.Key, true
 		}
 	}
 	return "", false
+}
+
+// asksMoved tells whether a question is the one about a moved or copied VM.
+func asksMoved(text string) bool {
+	return strings.Contains(text, "msg.uuid.altered") || strings.Contains(strings.ToLower(text), "moved or copied")
+}
+
+// saysMoved tells whether a choice says that the VM was moved (keep) or copied.
+func saysMoved(label string, keep bool) bool {
+	want := "copied"
+	if keep {
+		want = "moved"
+	}
+	return strings.Contains(strings.ToLower(strings.ReplaceAll(label, "_", "")), want)
+}
+
+func (c *soapControl) powerOff(ctx context.Context, vm string) error {
+	_, err := c.run(ctx, func(ctx context.Context) (types.ManagedObjectReference, error) {
+		res, err := methods.PowerOffVM_Task(ctx, c.h.session.vc, &types.PowerOffVM_Task{This: vmRef(vm)})
+		if err != nil {
+			return types.ManagedObjectReference{}, err
+		}
+		return res.Returnval, nil
+	})
+	return err
+}
+
+func (c *soapControl) reload(ctx context.Context, vm string) error {
+	if err := c.h.session.alive(ctx); err != nil {
+		return err
+	}
+	_, err := methods.Reload(ctx, c.h.session.vc, &types.Reload{This: vmRef(vm)})
+	return err
 }
 
 func (c *soapControl) makeDirectory(ctx context.Context, dsPath string) error {
@@ -313,7 +342,7 @@ func (h *Host) settle(ctx context.Context, vm, kind string) error {
 	deadline, cancel := context.WithTimeout(ctx, h.t.settleTime)
 	defer cancel()
 	for pause := h.t.poll; ; pause = min(2*pause, 20*h.t.poll) {
-		_, busy, err := h.running(ctx, vm, kind)
+		busy, err := h.busy(ctx, vm, kind)
 		if err != nil || !busy {
 			return err
 		}
@@ -324,6 +353,14 @@ func (h *Host) settle(ctx context.Context, vm, kind string) error {
 			return errf(ErrBusy, err, "%s: a %s task has been at work for more than %s", h.name, kind, h.t.settleTime.Round(time.Second))
 		}
 	}
+}
+
+// busy asks whoever may know of such a task.
+func (h *Host) busy(ctx context.Context, vm, kind string) (bool, error) {
+	if busy, err := h.inv.busy(ctx, vm, kind); busy || err != nil || h.session == nil || !h.overSSH() {
+		return busy, err
+	}
+	return h.ssh.busy(ctx, vm, kind)
 }
 
 // running finds a task that is queued or running.

@@ -57,10 +57,7 @@ func (c *Client) Run(ctx context.Context, cmd Command) (*Result, error) {
 	for try := 1; ; try++ {
 		cn, err := get(ctx)
 		if err != nil {
-			if ctx.Err() != nil || network(err) || errors.Is(err, context.DeadlineExceeded) {
-				err = &LostError{Err: err}
-			}
-			return nil, err
+			return nil, unreached(ctx, err)
 		}
 		res, err := c.exec(ctx, cn, cmd)
 		if cmd.Data {

@@ -135,9 +135,18 @@ func New(c Config) (*Client, error) {
 // Streams is how many data commands run at once.
 func (c *Client) Streams() int { return cap(c.streams) }
 
-// Connect logs in, once, unless the control connection stands already.
+// Connect logs in, once, unless the control connection stands already. A failure
+// on the way to the host is a *LostError.
 func (c *Client) Connect(ctx context.Context) error {
 	_, err := c.mainConn(ctx)
+	return unreached(ctx, err)
+}
+
+// unreached marks a login that failed on the way.
+func unreached(ctx context.Context, err error) error {
+	if err != nil && (ctx.Err() != nil || network(err) || errors.Is(err, context.DeadlineExceeded)) && !errors.Is(err, ErrRefused) {
+		return &LostError{Err: err}
+	}
 	return err
 }
 

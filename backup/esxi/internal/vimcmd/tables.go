@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 )
 
 // VM is a line of vmsvc/getallvms.
@@ -73,14 +74,16 @@ func ParsePowerState(output string) (string, error) {
 
 // Snapshot is one of a VM's snapshots.
 type Snapshot struct {
-	ID     int
-	Name   string
-	Parent int // the id of the snapshot below, 0 for the first
+	ID          int
+	Name        string
+	Parent      int // the id of the snapshot below, 0 for the first
+	Description string
+	Created     time.Time // to the second; zero when the host prints it in no known form
 }
 
 // snapField is a line of the tree: dashes as deep as the snapshot lies, the
 // field's name (the host spells Description "Desciption"), a colon.
-var snapField = regexp.MustCompile(`^(-*)Snapshot (Name|Id)\s*: ?(.*)$`)
+var snapField = regexp.MustCompile(`^(-*)Snapshot (Name|Id|Desc?r?iption|Created On|State)\s*: ?(.*)$`)
 
 // ParseSnapshots reads vmsvc/snapshot.get and the tree that snapshot.create,
 // remove and revert print. Names and descriptions may hold line feeds, so a
@@ -92,24 +95,45 @@ func ParseSnapshots(output string) ([]Snapshot, error) {
 	}
 	var out []Snapshot
 	var name string
-	depth := -1
+	depth, last := -1, -1 // of the name being read, and of the snapshot before
+	describing := false
 	parents := map[int]int{} // by depth
 	for _, line := range strings.Split(output, "\n") {
-		m := snapField.FindStringSubmatch(strings.TrimRight(line, "\r"))
+		line = strings.TrimRight(line, "\r")
+		m := snapField.FindStringSubmatch(line)
 		if m == nil {
-			if depth >= 0 {
+			switch {
+			case depth >= 0:
 				name += "\n" + line
+			case describing:
+				out[len(out)-1].Description += "\n" + line
 			}
 			continue
 		}
+		if depth < 0 && len(out) > 0 && len(m[1]) == last {
+			s := &out[len(out)-1]
+			switch m[2] {
+			case "Created On":
+				if t, err := time.Parse("1/2/2006 15:4:5", strings.TrimSpace(m[3])); err == nil {
+					s.Created = t
+				}
+				describing = false
+			case "State":
+				describing = false
+			case "Name", "Id":
+			default:
+				s.Description, describing = m[3], true
+			}
+		}
 		if m[2] == "Name" {
-			depth, name = len(m[1]), m[3]
+			depth, name, describing = len(m[1]), m[3], false
 			continue
 		}
 		id, err := strconv.Atoi(strings.TrimSpace(m[3]))
-		if err != nil || depth != len(m[1]) {
+		if m[2] != "Id" || err != nil || depth != len(m[1]) {
 			continue
 		}
+		last = depth
 		parent := 0
 		for d := depth - 1; d >= 0 && parent == 0; d-- {
 			parent = parents[d]

@@ -3,6 +3,7 @@ package vimcmd
 import (
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 )
@@ -127,6 +128,7 @@ func TestSnapshots(t *testing.T) {
 --Snapshot Name        : snap1
 --Snapshot Id        : 1
 --Snapshot Desciption  : Shapshot #1
+second line
 --Snapshot Id : 77
 --Snapshot Created On  : 10/4/2026 19:0:52
 --Snapshot State       : powered off
@@ -143,7 +145,13 @@ func TestSnapshots(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if d := cmp.Diff([]Snapshot{{1, "snap1", 0}, {2, "Corelinux running", 1}, {3, "sibling", 1}}, got); d != "" {
+	at := func(h, m, s int) time.Time { return time.Date(2026, 10, 4, h, m, s, 0, time.UTC) }
+	want := []Snapshot{
+		{1, "snap1", 0, "Shapshot #1\nsecond line", at(19, 0, 52)},
+		{2, "Corelinux running", 1, "", at(19, 22, 55)},
+		{ID: 3, Name: "sibling", Parent: 1},
+	}
+	if d := cmp.Diff(want, got); d != "" {
 		t.Error(d)
 	}
 	if got, err := ParseSnapshots("Get Snapshot:\n"); err != nil || len(got) != 0 {
