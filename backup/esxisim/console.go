@@ -42,7 +42,7 @@ const hostname = "localhost.localdomain"
 func newConsole(h *Host) (*console, error) {
 	c := &console{h: h, pid: 2_100_000, procs: map[int]*process{}}
 	c.own = map[string]shell.Command{
-		"vim-cmd": c.vimCmd, "vmware": c.vmware,
+		"vim-cmd": c.vimCmd, "vmkfstools": c.vmkfstools, "esxcli": c.esxcli, "vmware": c.vmware,
 	}
 	c.box = busybox.New(busybox.Options{
 		FS: nil, Clock: h.o.Clock, Hostname: hostname,

@@ -102,6 +102,9 @@ func newController(bus, model string, n int32) types.BaseVirtualDevice {
 
 // disk is one disk with its chain of links.
 func (h *Host) disk(index int, d hv.DiskInfo) types.BaseVirtualDevice {
+	if d.RDM != "" && len(d.Links) == 1 {
+		return h.mapping(index, d)
+	}
 	var backing *types.VirtualDiskFlatVer2BackingInfo
 	for _, l := range d.Links {
 		backing = &types.VirtualDiskFlatVer2BackingInfo{
@@ -117,6 +120,23 @@ func (h *Host) disk(index int, d hv.DiskInfo) types.BaseVirtualDevice {
 			backing.DeltaDiskFormat, backing.DeltaGrainSize = "seSparseFormat", 4096
 		}
 	}
+	return h.diskWith(index, d, backing)
+}
+
+// mapping is a raw device mapping.
+func (h *Host) mapping(index int, d hv.DiskInfo) types.BaseVirtualDevice {
+	mode := "physicalMode"
+	if d.RDM == vdisk.TypeVirtualRDM {
+		mode = "virtualMode"
+	}
+	return h.diskWith(index, d, &types.VirtualDiskRawDiskMappingVer1BackingInfo{
+		VirtualDeviceFileBackingInfo: types.VirtualDeviceFileBackingInfo{FileName: h.hv.Path(d.Links[0].File), Datastore: &types.ManagedObjectReference{Type: "Datastore", Value: h.ds.Self.Value}},
+		LunUuid:                      "02000000006000c29" + strings.ReplaceAll(dashed(d.UUID), "-", ""), DeviceName: "vml.0100000000", CompatibilityMode: mode, DiskMode: d.Mode,
+		Uuid: dashed(d.UUID), ContentId: d.LongID, ChangeId: d.Links[0].ChangeID, Sharing: string(types.VirtualDiskSharingSharingNone),
+	})
+}
+
+func (h *Host) diskWith(index int, d hv.DiskInfo, backing types.BaseVirtualDeviceBackingInfo) types.BaseVirtualDevice {
 	return &types.VirtualDisk{
 		VirtualDevice: types.VirtualDevice{
 			Key: d.Place.Key, ControllerKey: d.Place.Controller, UnitNumber: types.NewInt32(d.Place.Unit), Backing: backing,

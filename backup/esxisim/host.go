@@ -169,7 +169,7 @@ func Start(ctx context.Context, o Options) (*Host, error) {
 
 func (h *Host) start(ctx context.Context) (err error) {
 	h.hv, err = hv.Open(ctx, hv.Options{
-		Dir: h.o.Dir, Datastore: datastoreName, Capacity: h.o.DatastoreBytes, VMFS: h.o.VMFS, Hardware: h.edition.hardware,
+		Dir: h.o.Dir, Datastore: datastoreName, Capacity: h.o.DatastoreBytes, VMFS: h.o.VMFS, Hardware: h.edition.hardware, CancelLast: h.edition.name >= "7.0",
 		Clock: h.o.Clock, Logger: h.log, Changed: h.project,
 	})
 	if err != nil {
@@ -276,7 +276,7 @@ func (h *Host) ImportVM(ctx context.Context, name string, raws []string, o VMOpt
 		return err
 	}
 	if o.PowerOn {
-		return vm.PowerOn()
+		return vm.Start(h.ctx)
 	}
 	return nil
 }
@@ -290,8 +290,10 @@ func (h *Host) VMs() []string {
 	return names
 }
 
-// PowerOn starts a VM.
-func (h *Host) PowerOn(vm string) error { return h.with(vm, (*hv.VM).PowerOn) }
+// PowerOn starts a VM. When it has a question the call waits for the answer.
+func (h *Host) PowerOn(vm string) error {
+	return h.with(vm, func(vm *hv.VM) error { return vm.Start(h.ctx) })
+}
 
 // PowerOff stops a VM at once.
 func (h *Host) PowerOff(vm string) error { return h.with(vm, (*hv.VM).PowerOff) }

@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 	"path"
+	"strconv"
+	"strings"
 
 	"github.com/vmware/govmomi/simulator/esx"
 	"github.com/vmware/govmomi/vim25/mo"
@@ -20,8 +22,10 @@ const areasPerAnswer = 500
 
 // handlers are the methods of this host's own.
 var handlers = map[string]handler{
-	"PowerOnVM_Task":  vmTask("powerOn", func(_ *call, vm *hv.VM, _ any) (any, error) { return nil, vm.PowerOn() }),
+	"PowerOnVM_Task":  vmTask("powerOn", func(c *call, vm *hv.VM, _ any) (any, error) { return nil, vm.Start(c.h.ctx) }),
 	"PowerOffVM_Task": vmTask("powerOff", func(_ *call, vm *hv.VM, _ any) (any, error) { return nil, vm.PowerOff() }),
+	"SuspendVM_Task":  vmTask("suspend", func(_ *call, vm *hv.VM, _ any) (any, error) { return nil, vm.Suspend() }),
+	"AnswerVM":        answerVM,
 	"ResetVM_Task":    vmTask("reset", func(_ *call, vm *hv.VM, _ any) (any, error) { return nil, reset(vm) }),
 	"ShutdownGuest":   vmCall(func(_ *call, vm *hv.VM, _ any) (any, error) { return &types.ShutdownGuestResponse{}, vm.PowerOff() }),
 	"RebootGuest":     vmCall(func(_ *call, vm *hv.VM, _ any) (any, error) { return &types.RebootGuestResponse{}, reset(vm) }),
@@ -34,10 +38,7 @@ var handlers = map[string]handler{
 	}),
 	"UnregisterVM": vmCall(func(_ *call, vm *hv.VM, _ any) (any, error) { return &types.UnregisterVMResponse{}, vm.Unregister() }),
 	"Destroy_Task": vmTask("destroy", func(_ *call, vm *hv.VM, _ any) (any, error) { return nil, vm.Destroy() }),
-	"Reload": vmCall(func(c *call, vm *hv.VM, _ any) (any, error) {
-		c.h.project(vm.ID())
-		return &types.ReloadResponse{}, nil
-	}),
+	"Reload":       vmCall(func(_ *call, vm *hv.VM, _ any) (any, error) { return &types.ReloadResponse{}, vm.Reload() }),
 	"RefreshStorageInfo": vmCall(func(c *call, vm *hv.VM, _ any) (any, error) {
 		c.h.project(vm.ID())
 		return &types.RefreshStorageInfoResponse{}, nil
@@ -134,6 +135,21 @@ func (c *call) entity() mo.Reference {
 	return c.ctx.Map.Get(esx.HostSystem.Self) // it went meanwhile
 }
 
+// answerVM answers a VM's question: the choices are numbered from 0.
+func answerVM(c *call, b any) (any, error) {
+	req := b.(*types.AnswerVM)
+	vm, err := c.vm()
+	if err != nil {
+		return nil, err
+	}
+	id, err1 := strconv.Atoi(strings.TrimPrefix(req.QuestionId, questionPrefix))
+	choice, err2 := strconv.Atoi(req.AnswerChoice)
+	if err1 != nil || err2 != nil {
+		return nil, invalid("questionId")
+	}
+	return &types.AnswerVMResponse{}, vm.Answer(id, choice)
+}
+
 // powerFault completes a fault about the power state with the states.
 func (h *Host) powerFault(err error, vm *hv.VM) error {
 	if err == nil {
@@ -141,7 +157,7 @@ func (h *Host) powerFault(err error, vm *hv.VM) error {
 	}
 	s := h.asFault(err)
 	if f, ok := s.fault.(*types.InvalidPowerState); ok {
-		f.ExistingState, f.RequestedState = power(vm.On()), power(!vm.On())
+		f.ExistingState, f.RequestedState = state(vm), power(!vm.On(), false)
 	}
 	return s
 }

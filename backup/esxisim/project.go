@@ -26,7 +26,8 @@ func (h *Host) managed(info hv.Info) mo.VirtualMachine {
 	vm.Runtime = types.VirtualMachineRuntimeInfo{
 		Host:                &types.ManagedObjectReference{Type: "HostSystem", Value: esx.HostSystem.Self.Value},
 		ConnectionState:     types.VirtualMachineConnectionStateConnected,
-		PowerState:          power(info.On),
+		PowerState:          power(info.On, info.Suspended),
+		Question:            question(info),
 		FaultToleranceState: types.VirtualMachineFaultToleranceStateNotConfigured,
 		RecordReplayState:   types.VirtualMachineRecordReplayStateInactive,
 		MaxCpuUsage:         2000 * vm.Config.Hardware.NumCPU, MaxMemoryUsage: vm.Config.Hardware.MemoryMB,
@@ -91,7 +92,33 @@ func (h *Host) managed(info hv.Info) mo.VirtualMachine {
 	return vm
 }
 
-func power(on bool) types.VirtualMachinePowerState {
+// questionPrefix is what the ids of questions begin with.
+const questionPrefix = "_vmx"
+
+// question is what a VM waits with.
+func question(info hv.Info) *types.VirtualMachineQuestionInfo {
+	if info.Question == nil {
+		return nil
+	}
+	q := &types.VirtualMachineQuestionInfo{Id: questionPrefix + strconv.Itoa(info.Question.ID), Text: info.Question.Text}
+	for i, c := range info.Question.Choices {
+		if c.Default {
+			q.Choice.DefaultIndex = int32(i)
+		}
+		label, _, _ := strings.Cut(c.Label, " (")
+		q.Choice.ChoiceInfo = append(q.Choice.ChoiceInfo, &types.ElementDescription{
+			Key: strconv.Itoa(i), Description: types.Description{Label: label, Summary: label},
+		})
+	}
+	return q
+}
+
+func state(vm *hv.VM) types.VirtualMachinePowerState { return power(vm.On(), vm.Suspended()) }
+
+func power(on, suspended bool) types.VirtualMachinePowerState {
+	if suspended {
+		return types.VirtualMachinePowerStateSuspended
+	}
 	if on {
 		return types.VirtualMachinePowerStatePoweredOn
 	}
@@ -104,7 +131,7 @@ func snapshotTree(info hv.Info, parent int) []types.VirtualMachineSnapshotTree {
 		if s.Parent == parent {
 			list = append(list, types.VirtualMachineSnapshotTree{
 				Snapshot: snapshotRef(info.ID, s.ID), Vm: vmRef(info.ID), Name: s.Name, Description: s.Description, Id: int32(s.ID),
-				CreateTime: s.Created.UTC(), State: power(s.Memory), Quiesced: s.Quiesced, ReplaySupported: types.NewBool(false),
+				CreateTime: s.Created.UTC(), State: power(s.Memory, false), Quiesced: s.Quiesced, ReplaySupported: types.NewBool(false),
 				ChildSnapshotList: snapshotTree(info, s.ID), // a parent's number is lower than its children's
 			})
 		}

@@ -81,6 +81,10 @@ func (h *Host) asFault(err error) soapError {
 		return soapError{&types.FileLocked{FileFault: file}, "Unable to access file " + name + " since it is locked"}
 	case is(hv.ErrPower):
 		return soapError{&types.InvalidPowerState{}, "The attempted operation cannot be performed in the current state: " + e.Text}
+	case is(hv.ErrCancelled):
+		return soapError{&types.RequestCanceled{}, "The task was canceled by a user."}
+	case is(hv.ErrBusy):
+		return soapError{&types.TaskInProgress{}, "The operation is not allowed in the current state: " + e.Text}
 	case is(hv.ErrUnsupported):
 		return soapError{&types.NotSupported{}, e.Text}
 	case is(hv.ErrPath):

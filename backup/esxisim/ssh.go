@@ -132,26 +132,25 @@ func (s *sshd) hostKeys() ([]ssh.Signer, error) {
 	return signers, nil
 }
 
-// newHostKeys makes what an installation makes: RSA, and ECDSA on newer ones,
-// where a client prefers it.
+// newHostKeys makes what an installation makes, of which the first is pinned:
+// RSA on 6.x; ECDSA on newer ones, which have RSA too, but no client asks for it.
 func newHostKeys(e edition) ([]byte, error) {
-	key, err := rsa.GenerateKey(rand.Reader, 2048)
-	if err != nil {
-		return nil, err
-	}
-	text := pem.EncodeToMemory(&pem.Block{Type: "RSA PRIVATE KEY", Bytes: x509.MarshalPKCS1PrivateKey(key)})
 	if e.name < "7.0" {
-		return text, nil
+		key, err := rsa.GenerateKey(rand.Reader, 2048)
+		if err != nil {
+			return nil, err
+		}
+		return pem.EncodeToMemory(&pem.Block{Type: "RSA PRIVATE KEY", Bytes: x509.MarshalPKCS1PrivateKey(key)}), nil
 	}
-	ec, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		return nil, err
 	}
-	der, err := x509.MarshalPKCS8PrivateKey(ec)
+	der, err := x509.MarshalPKCS8PrivateKey(key)
 	if err != nil {
 		return nil, err
 	}
-	return append(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}), text...), nil
+	return pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}), nil
 }
 
 func (s *sshd) configure(signers []ssh.Signer) error {
@@ -344,6 +343,7 @@ func (s *sshd) serve(c *sshConn) {
 		})
 	}
 	conn.Close() //nolint:errcheck // it is over
+	s.remove(c)  // what it started may go on
 	sessions.Wait()
 }
 

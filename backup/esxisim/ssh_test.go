@@ -2,12 +2,13 @@ package esxisim
 
 import (
 	"bytes"
+	"crypto/ed25519"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/crypto/ssh"
 )
@@ -122,10 +123,172 @@ func TestSSHSnapshotAndRead(t *testing.T) {
 			if out := want(t, c, "vim-cmd vmsvc/snapshot.get 1"); out != "Get Snapshot:\n" {
 				t.Error(out)
 			}
-			t.Log(want(t, c, "vim-cmd vmsvc/device.getdevices 1; vim-cmd vmsvc/get.tasklist 1; ls -la /vmfs/volumes/ "+dir+"; df -h; uname -a; vmware -vl"))
+			if out := want(t, c, "vim-cmd vmsvc/get.tasklist 1"); !strings.HasPrefix(out, "(ManagedObjectReference) [\n   'vim.Task:haTask-1-vim.VirtualMachine.createSnapshot-1'") {
+				t.Error(out)
+			}
 			out, _, status = sh(t, c, "vim-cmd vmsvc/get.summary 77")
-			t.Log(out, status)
+			if want, _ := findEdition(edition); status != want.shell.faultStatus || !strings.HasPrefix(out, "(vim.fault.NotFound) {\n") ||
+				!strings.Contains(out, `   msg = "Unable to find a VM corresponding to "77""`) {
+				t.Errorf("status %d: %s", status, out)
+			}
 		})
 	}
-	_ = io.Discard
+}
+
+func TestSSHLogins(t *testing.T) {
+	_, private, err := ed25519.GenerateKey(nil)
+	must(t, err)
+	signer, err := ssh.NewSignerFromKey(private)
+	must(t, err)
+	now := time.Now()
+	clock := func() time.Time { return now }
+	o := Options{Password: "right", Clock: clock, Dir: t.TempDir(), SSH: &SSHOptions{AuthorizedKeys: ssh.MarshalAuthorizedKey(signer.PublicKey())}}
+	h := start(t, o)
+	pin := h.SSHFingerprint()
+	if _, err := tryDial(h, ssh.Password("right")); err == nil {
+		t.Error("the method password is taken")
+	}
+	c := dial(t, h, ssh.PublicKeys(signer))
+	if out := want(t, c, "cat /etc/ssh/keys-root/authorized_keys"); out != string(o.SSH.AuthorizedKeys) {
+		t.Error(out)
+	}
+	c.Close()
+	// The count of wrong passwords is the account's: SOAP and SSH share it.
+	for range 3 {
+		if _, err := tryDial(h, answering("wrong")); err == nil {
+			t.Error("a wrong password is taken")
+		}
+	}
+	for range 2 {
+		h.sessions.check(h.User(), "wrong", h.User(), h.Password())
+	}
+	if _, err := tryDial(h); err == nil {
+		t.Error("the account is not locked")
+	}
+	now = now.Add(lockFor + time.Second)
+	dial(t, h).Close()
+	if _, err := ssh.Dial("tcp", h.SSHAddress(), &ssh.ClientConfig{
+		Config: ssh.Config{Ciphers: []string{"chacha20-poly1305@openssh.com"}}, User: "root", Auth: []ssh.AuthMethod{answering("right")},
+		HostKeyCallback: ssh.InsecureIgnoreHostKey(),
+	}); err == nil {
+		t.Error("a cipher other than AES is taken")
+	}
+	must(t, h.Close())
+	o.SSH = &SSHOptions{Password: true}
+	h = start(t, o)
+	if h.SSHFingerprint() != pin {
+		t.Error("the host key changed with a restart")
+	}
+	dial(t, h, ssh.Password("right"))
+	if _, err := tryDial(h, ssh.PublicKeys(signer)); err == nil {
+		t.Error("a key is taken that nobody authorized")
+	}
+}
+
+func TestSSHLimits(t *testing.T) {
+	h := sshHost(t, Options{SSH: &SSHOptions{MaxConnections: 2, MaxSessions: 3, IdleTimeout: 50 * time.Millisecond}})
+	c := dial(t, h)
+	var open []*ssh.Session
+	for range 3 {
+		s, err := c.NewSession()
+		must(t, err)
+		must(t, s.Start("sleep 1000"))
+		open = append(open, s)
+	}
+	if _, err := c.NewSession(); err == nil {
+		t.Error("a fourth session is open")
+	}
+	second := dial(t, h)
+	if _, err := tryDial(h); err == nil {
+		t.Error("a third connection is open")
+	}
+	second.Wait() // it runs nothing and is closed
+	for _, s := range open {
+		s.Close()
+	}
+	if _, err := tryDial(h, answering(h.Password())); err != nil {
+		t.Error("the place of a closed connection is not free:", err)
+	}
+	c.Close()
+}
+
+func TestSSHFaults(t *testing.T) {
+	h := sshHost(t, Options{Edition: "7.0"})
+	must(t, h.ImportVM(t.Context(), "vm", []string{image(t, 8*mib, 1)}, VMOptions{Thin: true}))
+	inject := func(f Fault) {
+		t.Helper()
+		_, err := h.Inject(f)
+		must(t, err)
+	}
+	read := "dd if=/vmfs/volumes/datastore1/vm/vm-flat.vmdk bs=1M"
+	c := dial(t, h)
+	inject(Fault{Kind: FaultSSHDrop, After: 3 * mib, Command: "vm-flat"})
+	if out, _, status := sh(t, c, read); status != -1 || len(out) > 3*mib || len(out) < 3*mib-256<<10 {
+		t.Errorf("dropped: status %d, %d bytes", status, len(out))
+	}
+	inject(Fault{Kind: FaultSSHRefuse})
+	if _, err := tryDial(h); err == nil {
+		t.Error("not refused")
+	}
+	c = dial(t, h)
+	inject(Fault{Kind: FaultSSHDrop, After: mib})
+	if _, _, status := sh(t, c, "cat >/vmfs/volumes/datastore1/vm/up", string(noise(4*mib, 1))); status != -1 {
+		t.Error("an upload is not dropped:", status)
+	}
+	c = dial(t, h)
+	inject(Fault{Kind: FaultSSHCommand, Command: "snapshot.create 1", Fault: "TaskInProgress"})
+	if out, _, status := sh(t, c, "vim-cmd vmsvc/snapshot.create 1 a b 0 0"); status != 255 || !strings.HasPrefix(out, "(vim.fault.TaskInProgress) {") {
+		t.Errorf("%d: %s", status, out)
+	}
+	inject(Fault{Kind: FaultSSHCommand, Command: "dd ", Message: "dd: out of luck", Status: 3, Count: 2})
+	for range 2 {
+		if _, errs, status := sh(t, c, read); status != 3 || errs != "dd: out of luck\n" {
+			t.Errorf("%d: %s", status, errs)
+		}
+	}
+	inject(Fault{Kind: FaultSSHCommand, Command: "snapshot.create", Lost: true})
+	if _, _, status := sh(t, c, "vim-cmd vmsvc/snapshot.create 1 lost b 0 0"); status != -1 {
+		t.Error("the answer came:", status)
+	}
+	if names, err := h.Snapshots("vm"); err != nil || fmt.Sprint(names) != "[lost]" {
+		t.Error(names, err)
+	}
+	c = dial(t, h)
+	inject(Fault{Kind: FaultSSHHang, Command: "uname"})
+	s, err := c.NewSession()
+	must(t, err)
+	must(t, s.Start("uname"))
+	done := make(chan error)
+	go func() { done <- s.Wait() }()
+	select {
+	case err := <-done:
+		t.Error("it answered", err)
+	case <-time.After(20 * time.Millisecond):
+	}
+	c.Close()
+	<-done
+	c = dial(t, h)
+	inject(Fault{Kind: FaultSpace, Free: 2 * mib})
+	_, errs, status := sh(t, c, "cd /vmfs/volumes/datastore1; dd if=/dev/zero of=big bs=1M count=9; echo $?; vmkfstools -c 64m -d zeroedthick vm/x.vmdk; echo $?")
+	if status != 0 || !strings.Contains(errs, "dd: error writing 'big': No space left on device") || !strings.Contains(errs, "2+0 records out") ||
+		!strings.Contains(errs, "Failed to create virtual disk: There is not enough space on the file system for the selected operation (13).") {
+		t.Errorf("%d: %s", status, errs)
+	}
+	if _, err := start(t, Options{}).Inject(Fault{Kind: FaultSSHHang}); err == nil {
+		t.Error("a host without SSH takes a fault of it")
+	}
+}
+
+func TestSSHCountsTheWire(t *testing.T) {
+	h := sshHost(t, Options{})
+	must(t, h.ImportVM(t.Context(), "vm", []string{image(t, 8*mib, 1)}, VMOptions{}))
+	c := dial(t, h)
+	want(t, c, "true")
+	h.ResetStats()
+	want(t, c, "cat /vmfs/volumes/datastore1/vm/vm-flat.vmdk")
+	want(t, c, "cat >/dev/null", string(noise(4*mib, 2)))
+	s := h.Stats().SSH
+	if s.Requests != 2 || s.BytesOut < 8*mib || s.BytesOut > 8*mib*102/100 || s.BytesIn < 4*mib || s.BytesIn > 4*mib*102/100 {
+		t.Errorf("%+v", s)
+	}
 }

@@ -58,6 +58,9 @@ func init() { // the commands ask the table for their usage
 		"vmsvc/snapshot.remove":    {"vmid snapshotId [removeChildren]", 2, "Remove a snapshot.", true, (*vimCall).removeSnapshot},
 		"vmsvc/snapshot.removeall": {"vmid", 1, "Remove all snapshots of the virtual machine.", true, (*vimCall).removeAll},
 		"vmsvc/snapshot.revert":    {"vmid snapshotId [suppressPowerOn]", 2, "Revert to a snapshot.", true, (*vimCall).revert},
+		"vmsvc/power.suspend":      {"vmid", 1, "Suspend the specified virtual machine.", true, (*vimCall).suspend},
+		"vmsvc/reload":             {"vmid", 1, "Reload the virtual machine configuration.", true, func(v *vimCall) error { return v.vm.Reload() }},
+		"vmsvc/message":            {"vmid [messageId] [messageChoice]", 1, "Show the current virtual machine message.", true, (*vimCall).message},
 		"vmsvc/unregister":         {"vmid", 1, "Unregister the specified virtual machine.", true, func(v *vimCall) error { return v.vm.Unregister() }},
 		"vmsvc/destroy":            {"vmid", 1, "Delete the specified virtual machine from disk.", true, func(v *vimCall) error { return v.vm.Destroy() }},
 		"solo/registervm":          {"[/vmfs/volumes/datastore/]path.vmx [name] [resourcepool]", 1, "Register a virtual machine.", false, (*vimCall).register},
@@ -166,7 +169,7 @@ func (c *console) printFault(p *shell.Proc, name, text string) int {
 func (h *Host) vimFault(err error, vm *hv.VM) soapError {
 	s := h.asFault(err)
 	if f, ok := s.fault.(*types.InvalidPowerState); ok && vm != nil {
-		f.ExistingState, f.RequestedState = h.state(vm), power(!vm.On())
+		f.ExistingState, f.RequestedState = state(vm), power(!vm.On(), false)
 		state := map[types.VirtualMachinePowerState]string{
 			types.VirtualMachinePowerStatePoweredOn: "Powered on", types.VirtualMachinePowerStatePoweredOff: "Powered off",
 			types.VirtualMachinePowerStateSuspended: "Suspended",
@@ -175,8 +178,6 @@ func (h *Host) vimFault(err error, vm *hv.VM) soapError {
 	}
 	return s
 }
-
-func (h *Host) state(vm *hv.VM) types.VirtualMachinePowerState { return power(vm.On()) }
 
 // table prints rows as vim-cmd does: headings centred over columns that are as
 // wide as their widest value, three blanks between them.
@@ -213,6 +214,10 @@ func table(w io.Writer, head []string, rows [][]string) {
 func (v *vimCall) getAllVMs() error {
 	var rows [][]string
 	for _, vm := range v.c.h.hv.VMs() {
+		if vm.Broken() {
+			fmt.Fprintf(v.p.Out, "Skipping invalid VM '%d'\n", vm.ID())
+			continue
+		}
 		info, err := vm.Info()
 		if err != nil {
 			continue // it went meanwhile

@@ -91,7 +91,7 @@ func (v *vimCall) powerState() error {
 	fmt.Fprintln(v.p.Out, map[types.VirtualMachinePowerState]string{
 		types.VirtualMachinePowerStatePoweredOn: "Powered on", types.VirtualMachinePowerStatePoweredOff: "Powered off",
 		types.VirtualMachinePowerStateSuspended: "Suspended",
-	}[v.c.h.state(v.vm)])
+	}[state(v.vm)])
 	return nil
 }
 
@@ -106,12 +106,47 @@ func (v *vimCall) powerText(what string, err error) error {
 
 func (v *vimCall) powerOn() error {
 	fmt.Fprintln(v.p.Out, "Powering on VM:")
-	return v.powerText("Power on", v.task("VirtualMachine.powerOn", false, func(context.Context) error { return v.vm.PowerOn() }))
+	return v.powerText("Power on", v.task("VirtualMachine.powerOn", false, v.vm.Start))
 }
 
 func (v *vimCall) powerOff() error {
 	fmt.Fprintln(v.p.Out, "Powering off VM:")
 	return v.powerText("Power off", v.task("VirtualMachine.powerOff", false, func(context.Context) error { return v.vm.PowerOff() }))
+}
+
+func (v *vimCall) suspend() error {
+	fmt.Fprintln(v.p.Out, "Suspending VM:")
+	return v.task("VirtualMachine.suspend", false, func(context.Context) error { return v.vm.Suspend() })
+}
+
+// message shows the question a VM waits with, or answers it.
+func (v *vimCall) message() error {
+	q := v.vm.Question()
+	if len(v.args) >= 2 {
+		id, err1 := strconv.Atoi(strings.TrimPrefix(v.args[0], questionPrefix))
+		choice, err2 := strconv.Atoi(v.args[1])
+		if err1 != nil || err2 != nil {
+			return invalid("questionId")
+		}
+		return v.vm.Answer(id, choice)
+	}
+	if q == nil {
+		fmt.Fprintln(v.p.Out, "No message.")
+		return nil
+	}
+	prefix := questionPrefix
+	if v.c.h.edition.name == "6.5" {
+		prefix = ""
+	}
+	fmt.Fprintf(v.p.Out, "Virtual machine message %s%d:\n%s\n\n", prefix, q.ID, q.Text)
+	for i, c := range q.Choices {
+		mark := ""
+		if c.Default {
+			mark = " [default]"
+		}
+		fmt.Fprintf(v.p.Out, "%d. %s%s\n", i, c.Label, mark)
+	}
+	return nil
 }
 
 func (v *vimCall) shutdown() error {

@@ -104,6 +104,9 @@ func (h *Host) CreateVM(rel string, x *vmx.File) (*VM, error) {
 	if err != nil {
 		return nil, err
 	}
+	vm.mu.Lock()
+	vm.x.Set("uuid.location", vm.location())
+	vm.mu.Unlock()
 	// Change tracking that the configuration asks for begins before the first write.
 	return vm, vm.Reconfigure(func(*vmx.File) error { return nil })
 }

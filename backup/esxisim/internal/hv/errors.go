@@ -18,6 +18,8 @@ var (
 	ErrUnsupported = errors.New("the operation is not supported on the object")
 	ErrPath        = errors.New("invalid datastore path")
 	ErrNotEmpty    = errors.New("directory not empty")
+	ErrCancelled   = errors.New("the operation was cancelled")
+	ErrBusy        = errors.New("another task is already in progress")
 	// ErrTracking means that nothing can be said about changes: tracking is
 	// off, or was at the point asked about.
 	ErrTracking = errors.New("change tracking is not active")

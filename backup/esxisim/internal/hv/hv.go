@@ -48,8 +48,10 @@ type Options struct {
 	Capacity  int64  // bytes
 	VMFS      int    // 5 or 6
 	Hardware  int    // virtual hardware version of new VMs; 0 is 13
-	Clock     func() time.Time
-	Logger    *slog.Logger
+	// CancelLast puts a question's way out at the end of its choices.
+	CancelLast bool
+	Clock      func() time.Time
+	Logger     *slog.Logger
 	// Changed is told that a VM appeared, changed or went. It is called
 	// without any lock held, possibly several times at once.
 	Changed func(id int)

@@ -16,6 +16,8 @@ type Info struct {
 	Path      string // of the .vmx, relative to the datastore
 	Name      string
 	On        bool
+	Suspended bool
+	Question  *Question
 	Started   time.Time // when it runs
 	Config    *vmx.File
 	Disks     []DiskInfo // in controller order
@@ -35,6 +37,7 @@ type DiskInfo struct {
 	Thin     bool
 	Adapter  string
 	LongID   string
+	RDM      string // createType of a raw device mapping; "" for others
 }
 
 // LinkInfo is one link of a disk.
@@ -75,7 +78,11 @@ func (vm *VM) Info() (Info, error) {
 	}
 	info := Info{
 		ID: vm.id, Path: vm.path, Name: vm.name(), On: vm.on.Load(), Started: vm.started, Config: clone(vm.x),
-		Current: vm.current, Unmerged: vm.unmerged,
+		Current: vm.current, Unmerged: vm.unmerged, Suspended: vm.suspended.Load(),
+	}
+	if vm.asked != nil {
+		q := vm.asked.Question
+		info.Question = &q
 	}
 	// A link's change id is that of the snapshot it was frozen for, and the
 	// running disk's own for the rest.
@@ -131,7 +138,7 @@ func (vm *VM) at(sd SnapshotDisk) seen {
 }
 
 func (vm *VM) diskInfo(place Place, mode, file string, s seen, ids map[string]string) DiskInfo {
-	info := DiskInfo{Place: place, Mode: mode, Capacity: s.capacity, UUID: s.uuid, Thin: s.thin, Adapter: s.adapter, LongID: s.longID}
+	info := DiskInfo{Place: place, Mode: mode, Capacity: s.capacity, UUID: s.uuid, Thin: s.thin, Adapter: s.adapter, LongID: s.longID, RDM: s.rdm}
 	for name := file; name != "" && len(info.Links) < maxLinks; {
 		d, err := vm.h.descriptor(name)
 		if err != nil {

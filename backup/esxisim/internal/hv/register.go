@@ -62,6 +62,10 @@ func (h *Host) load1(rel string, id int) (*VM, error) {
 	}
 	vm.readDisks(nil)
 	vm.unmerged = vm.needsMerge()
+	if state, ok := x.Get(suspendKey); ok && state != "" {
+		_, err := h.root.Stat(vm.beside(path.Base(state)))
+		vm.suspended.Store(err == nil)
+	}
 
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -180,6 +184,9 @@ func (vm *VM) files() []string {
 	files := []string{vm.path, vm.beside(vm.base() + ".vmsd"), vm.beside("vmware.log")}
 	if nvram, ok := vm.x.Get("nvram"); ok {
 		files = append(files, vm.beside(nvram))
+	}
+	if state, ok := vm.x.Get(suspendKey); ok && state != "" {
+		files = append(files, vm.beside(path.Base(state)))
 	}
 	tops := map[string]bool{}
 	for _, d := range vm.disks {

@@ -99,7 +99,7 @@ func (vm *VM) createSnapshot(o SnapshotOptions) (int, error) {
 		return 0, err
 	}
 	for _, d := range vm.disks {
-		if d.independent() {
+		if d.independent() || d.physical() {
 			continue
 		}
 		if err := d.seen().err; err != nil {
@@ -259,7 +259,7 @@ func (vm *VM) revert(id int) error {
 	if s == nil {
 		return fail(ErrGone, "snapshot", "the snapshot was not found")
 	}
-	if vm.on.Load() {
+	if vm.on.Load() || vm.suspended.Load() {
 		if err := vm.powerOff(); err != nil {
 			return err
 		}

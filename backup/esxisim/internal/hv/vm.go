@@ -32,6 +32,10 @@ type VM struct {
 	unmerged bool     // links are left that no snapshot needs
 	loose    []string // links that snapshots named until they were removed
 	started  time.Time
+
+	suspended atomic.Bool
+	asked     *pending // the question it waits with
+	questions int      // asked so far
 }
 
 // disk is one disk as the .vmx names it.
@@ -54,12 +58,16 @@ type seen struct {
 	adapter  string
 	cid      uint32
 	longID   string
+	rdm      string // createType of a raw device mapping
 	err      error
 }
 
 func (d *disk) seen() seen { s, _ := d.as.Load().(seen); return s }
 
 func (d *disk) independent() bool { return strings.HasPrefix(d.mode, "independent") }
+
+// physical tells a disk that no snapshot can freeze.
+func (d *disk) physical() bool { return d.seen().rdm == vdisk.TypePhysicalRDM }
 
 // ID is the VM's number.
 func (vm *VM) ID() int { return vm.id }
@@ -138,16 +146,22 @@ func see(v *vdisk.Disk) seen {
 	s.uuid, s.thin = base.Value("ddb.uuid"), base.Value("ddb.thinProvisioned") == "1"
 	s.adapter, s.longID = base.Value("ddb.adapterType"), base.Value("ddb.longContentID")
 	s.cid = v.Descriptor(len(s.links) - 1).CID
+	if t := base.CreateType; t == vdisk.TypePhysicalRDM || t == vdisk.TypeVirtualRDM {
+		s.rdm = t
+	}
 	return s
 }
 
 // writeVMX writes the .vmx. Called under vm.mu.
 func (vm *VM) writeVMX() error { return WriteFile(vm.h.abs(vm.path), vm.x.Bytes()) }
 
-// PowerOn starts the VM.
+// PowerOn starts the VM, without any question.
 func (vm *VM) PowerOn() error {
 	vm.mu.Lock()
-	err := vm.powerOn()
+	err := vm.startable()
+	if err == nil {
+		err = vm.powerOn()
+	}
 	vm.mu.Unlock()
 	return vm.done(err)
 }
@@ -169,7 +183,11 @@ func (vm *VM) powerOn() error {
 	if vm.on.Load() {
 		return fail(ErrPower, vm.name(), "%s is powered on already", vm.name())
 	}
+	if err := vm.wake(); err != nil {
+		return err
+	}
 	vm.identify()
+	vm.x.Set("uuid.location", vm.location())
 	if err := vm.writeVMX(); err != nil {
 		return err
 	}
@@ -227,6 +245,9 @@ func (vm *VM) powerOff() error {
 	if err := vm.alive(); err != nil {
 		return err
 	}
+	if vm.suspended.Load() {
+		return vm.wake()
+	}
 	if !vm.on.Load() {
 		return fail(ErrPower, vm.name(), "%s is powered off already", vm.name())
 	}
@@ -283,7 +304,7 @@ func (vm *VM) holdFiles() {
 
 // Tracked tells whether the configuration wants change tracking for a disk.
 func (vm *VM) tracked(d *disk) bool {
-	return vm.x.True("ctkEnabled") && vm.x.True(d.place.Slot()+".ctkEnabled") && !d.independent()
+	return vm.x.True("ctkEnabled") && vm.x.True(d.place.Slot()+".ctkEnabled") && !d.independent() && !d.physical()
 }
 
 // track brings a disk's change tracking in line with the configuration. With
@@ -355,7 +376,7 @@ func (vm *VM) reconfigure(edit func(*vmx.File) error) error {
 			d.d = nil
 		}
 	}
-	if !vm.on.Load() {
+	if !vm.on.Load() && !vm.suspended.Load() {
 		for _, d := range vm.disks {
 			err = errors.Join(err, vm.track(d))
 		}

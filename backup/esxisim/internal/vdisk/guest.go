@@ -128,7 +128,7 @@ func (d *Disk) start() (err error) {
 		}
 	}
 	if l.tracking != nil {
-		if r.track, err = openTracker(l.ctk(), l.tracking); err != nil {
+		if r.track, err = l.openTracker(); err != nil {
 			return err
 		}
 	}

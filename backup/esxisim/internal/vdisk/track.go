@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"hikae/backup/vmdk"
@@ -25,52 +26,87 @@ type tracker struct {
 	file  *os.File
 	head  *vmdk.Tracking
 	table []byte
+	at    int64 // where the table begins
 }
 
-func readTracking(path string) (*vmdk.Tracking, error) {
+// readTracking reads a change tracking file's header. strange: the file has a layout that nobody else knows.
+func readTracking(path string) (t *vmdk.Tracking, strange bool, err error) {
 	f, err := os.Open(path)
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
 	defer f.Close()
 	st, err := f.Stat()
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
 	head := make([]byte, vmdk.TrackingHeaderSize)
 	if _, err := io.ReadFull(f, head); err != nil {
-		return nil, fmt.Errorf("%s: %w", path, err)
+		return nil, false, fmt.Errorf("%s: %w", path, err)
 	}
-	t, err := vmdk.ParseTracking(head, st.Size())
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", path, err)
+	size := st.Size()
+	if strange = bytes.HasPrefix(head, strangeHeader()[:12]); strange {
+		size -= int64(len(head))
+		if _, err := f.ReadAt(head, int64(len(head))); err != nil {
+			return nil, false, fmt.Errorf("%s: %w", path, err)
+		}
 	}
-	return t, nil
+	if t, err = vmdk.ParseTracking(head, size); err != nil {
+		return nil, false, fmt.Errorf("%s: %w", path, err)
+	}
+	return t, strange, nil
 }
 
-func readTable(path string, head *vmdk.Tracking) ([]byte, error) {
+// strangeHeader is what stands before the header in a layout of this package's own, for tests of those who must notice that
+// they do not know it. It is what a next version would look like from outside: the magic is right, the version is not.
+func strangeHeader() []byte {
+	h := make([]byte, vmdk.TrackingHeaderSize)
+	binary.LittleEndian.PutUint32(h, 0xf61972a2)
+	binary.LittleEndian.PutUint32(h[4:], 2)
+	binary.LittleEndian.PutUint32(h[12:], 2*vmdk.TrackingHeaderSize)
+	return h
+}
+
+// tableAt is where a link's table begins.
+func (l *link) tableAt() int64 {
+	if l.strange {
+		return 2 * vmdk.TrackingHeaderSize
+	}
+	return vmdk.TrackingHeaderSize
+}
+
+// writeTracking replaces a link's change tracking file.
+func writeTracking(path string, head *vmdk.Tracking, table []byte, strange bool) error {
+	if strange {
+		return replaceSized(path, head.Size()+vmdk.TrackingHeaderSize, strangeHeader(), head.Header(), table)
+	}
+	return replaceSized(path, head.Size(), head.Header(), table)
+}
+
+func (l *link) readTable() ([]byte, error) {
+	path := l.ctk()
 	f, err := os.Open(path)
 	if err != nil {
 		return nil, err
 	}
 	defer f.Close()
-	table := make([]byte, 4*head.Blocks())
-	if _, err := f.ReadAt(table, vmdk.TrackingHeaderSize); err != nil {
+	table := make([]byte, 4*l.tracking.Blocks())
+	if _, err := f.ReadAt(table, l.tableAt()); err != nil {
 		return nil, fmt.Errorf("%s: %w", path, err)
 	}
 	return table, nil
 }
 
-func openTracker(path string, head *vmdk.Tracking) (*tracker, error) {
-	table, err := readTable(path, head)
+func (l *link) openTracker() (*tracker, error) {
+	table, err := l.readTable()
 	if err != nil {
 		return nil, err
 	}
-	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	f, err := os.OpenFile(l.ctk(), os.O_RDWR, 0)
 	if err != nil {
 		return nil, err
 	}
-	return &tracker{file: f, head: head, table: table}, nil
+	return &tracker{file: f, head: l.tracking, table: table, at: l.tableAt()}, nil
 }
 
 // mark records a write: in the file at once, so that a kill loses nothing.
@@ -79,7 +115,7 @@ func (t *tracker) mark(off, n int64) error {
 	if !stamp(t.table, first, last, t.head.Number) {
 		return nil
 	}
-	_, err := t.file.WriteAt(t.table[4*first:4*(last+1)], vmdk.TrackingHeaderSize+4*first)
+	_, err := t.file.WriteAt(t.table[4*first:4*(last+1)], t.at+4*first)
 	return err
 }
 
@@ -146,7 +182,7 @@ func (d *Disk) newTracking(uuid [16]byte, number uint32, granularity int64) *vmd
 // track gives a link a change tracking file. Without a table nothing counts as written.
 func (d *Disk) track(l *link, head *vmdk.Tracking, table []byte) error {
 	name := strings.TrimSuffix(filepath.Base(l.path), ".vmdk") + "-ctk.vmdk"
-	if err := replaceSized(filepath.Join(l.dir(), name), head.Size(), head.Header(), table); err != nil {
+	if err := writeTracking(filepath.Join(l.dir(), name), head, table, d.strange()); err != nil {
 		return err
 	}
 	desc := l.desc.Clone()
@@ -154,8 +190,66 @@ func (d *Disk) track(l *link, head *vmdk.Tracking, table []byte) error {
 	if err := writeDescriptor(l.path, desc); err != nil {
 		return err
 	}
-	l.desc, l.tracking = desc, head
+	l.desc, l.tracking, l.strange = desc, head, d.strange()
 	return nil
+}
+
+// strange tells whether the disk's change tracking files have the layout nobody knows.
+func (d *Disk) strange() bool {
+	return slices.ContainsFunc(d.links, func(l *link) bool { return l.tracking != nil && l.strange })
+}
+
+// UseStrangeTracking rewrites the change tracking files in a layout that nobody else knows. What they say stays. Tracking must
+// be on.
+func (d *Disk) UseStrangeTracking() error {
+	return d.rewriteTracking(func(_ int, l *link) (*vmdk.Tracking, []byte, error) {
+		table, err := l.readTable()
+		return l.tracking, table, err
+	}, true)
+}
+
+// ResetTracking gives change tracking a new identity under which everything counts as written: what a host makes of files it
+// could not close. It does nothing when tracking is off.
+func (d *Disk) ResetTracking() error {
+	if !d.Tracking() {
+		return nil
+	}
+	var uuid [16]byte
+	if _, err := io.ReadFull(d.o.Rand, uuid[:]); err != nil {
+		return err
+	}
+	return d.rewriteTracking(func(i int, l *link) (*vmdk.Tracking, []byte, error) {
+		head := d.newTracking(uuid, uint32(i+1), l.tracking.Granularity)
+		table := make([]byte, 4*head.Blocks())
+		stamp(table, 0, head.Blocks()-1, head.Number)
+		return head, table, nil
+	}, false)
+}
+
+func (d *Disk) rewriteTracking(content func(i int, l *link) (*vmdk.Tracking, []byte, error), strange bool) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if err := d.open(); err != nil {
+		return err
+	}
+	if err := d.release(); err != nil {
+		return err
+	}
+	strange = strange || d.strange()
+	for i, l := range d.links {
+		if l.tracking == nil {
+			continue
+		}
+		head, table, err := content(i, l)
+		if err == nil {
+			err = writeTracking(l.ctk(), head, table, strange)
+		}
+		if err != nil {
+			return errors.Join(err, d.rebuild())
+		}
+		l.tracking, l.strange = head, strange
+	}
+	return d.rebuild()
 }
 
 // DisableTracking turns change tracking off and deletes its files.
@@ -236,7 +330,7 @@ func (d *Disk) Changed(i int, since string) ([]vmdk.Area, error) {
 	// Below a link of another identity was before since, whatever the numbers say.
 	for ; i >= 0 && d.links[i].tracking != nil && d.links[i].tracking.UUID == uuid; i-- {
 		l := d.links[i]
-		table, err := readTable(l.ctk(), l.tracking)
+		table, err := l.readTable()
 		if err != nil {
 			return nil, err
 		}
@@ -274,13 +368,13 @@ func mergeTables(p, c *link) error {
 	if p.tracking == nil || c.tracking == nil {
 		return nil
 	}
-	child, err := readTable(c.ctk(), c.tracking)
+	child, err := c.readTable()
 	if err != nil {
 		return err
 	}
 	// Where a revert lies between them, what is older than it belongs to no change id that is still good.
 	if p.tracking.UUID == c.tracking.UUID {
-		parent, err := readTable(p.ctk(), p.tracking)
+		parent, err := p.readTable()
 		if err != nil {
 			return err
 		}
@@ -293,5 +387,5 @@ func mergeTables(p, c *link) error {
 		}
 	}
 	head := *c.tracking
-	return replace(p.ctk(), head.Header(), child)
+	return writeTracking(p.ctk(), &head, child, p.strange || c.strange)
 }

@@ -50,6 +50,13 @@ const (
 	FormatSESparse
 )
 
+// Descriptors of raw device mappings.
+const (
+	ExtentRDM       = "VMFSRDM"
+	TypePhysicalRDM = "vmfsPassthroughRawDeviceMap"
+	TypeVirtualRDM  = "vmfsRawDeviceMap"
+)
+
 // maxCOWD is the size from which on a host uses SEsparse whatever the datastore, in bytes.
 const maxCOWD = 2 << 40
 
@@ -60,6 +67,8 @@ type Options struct {
 	Adapter string // "" is lsilogic
 	UUID    string // "60 00 C2 9…"; "" is random
 	VMFS    int    // 5 or 6; 0 is 6
+	// RDM makes a raw device mapping, TypePhysicalRDM or TypeVirtualRDM; a file plays the device.
+	RDM string
 	// Hardware is the VM's virtual hardware version, which decides how fine change tracking is; 0 is older than 17.
 	Hardware int
 	Rand     io.Reader
@@ -98,6 +107,7 @@ type link struct {
 	format   Format
 	file     *vmdk.LocalFile
 	tracking *vmdk.Tracking // header; nil when off
+	strange  bool           // the tracking file has a layout of its own
 }
 
 func (l *link) dir() string    { return filepath.Dir(l.path) }
@@ -162,7 +172,14 @@ func create(dir, name string, capacity int64, o Options, fill func(*os.File) err
 		b[0], b[1], b[2], b[3] = 0x60, 0x00, 0xc2, 0x90|b[3]&0xf
 		uuid = strings.Replace(vmdk.FormatUUID(b), "c2", "C2", 1)
 	}
-	flat := filepath.Join(dir, name+"-flat.vmdk")
+	suffix := "-flat.vmdk"
+	switch o.RDM {
+	case TypePhysicalRDM:
+		suffix = "-rdmp.vmdk"
+	case TypeVirtualRDM:
+		suffix = "-rdm.vmdk"
+	}
+	flat := filepath.Join(dir, name+suffix)
 	f, err := os.OpenFile(flat, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
 		return nil, err
@@ -178,6 +195,9 @@ func create(dir, name string, capacity int64, o Options, fill func(*os.File) err
 	// The id of content that was never written, as a host has it.
 	desc := vmdk.NewFlatDescriptor(name, capacity, o.Adapter, o.Thin, uuid, vmdk.NoParent-1)
 	desc.SetValue("ddb.longContentID", strings.Repeat("f", 31)+"e")
+	if o.RDM != "" {
+		desc.CreateType, desc.Extents[0].Type, desc.Extents[0].File = o.RDM, ExtentRDM, name+suffix
+	}
 	if err := writeDescriptor(path, desc); err != nil {
 		return nil, err
 	}
@@ -237,7 +257,7 @@ func openLink(path string) (*link, error) {
 		return nil, fmt.Errorf("%s: %w: %d extents", path, ErrFormat, len(desc.Extents))
 	}
 	switch desc.Extents[0].Type {
-	case vmdk.ExtentVMFS, vmdk.ExtentFlat:
+	case vmdk.ExtentVMFS, vmdk.ExtentFlat, ExtentRDM:
 		l.format = FormatFlat
 	case vmdk.ExtentVMFSSparse:
 		l.format = FormatCOWD
@@ -258,7 +278,7 @@ func openLink(path string) (*link, error) {
 		return nil, err
 	}
 	if desc.ChangeTrackPath != "" {
-		if l.tracking, err = readTracking(l.ctk()); err != nil {
+		if l.tracking, l.strange, err = readTracking(l.ctk()); err != nil {
 			f.Close()
 			return nil, err
 		}
@@ -272,6 +292,10 @@ func (d *Disk) rebuild() (err error) {
 	for i, l := range d.links {
 		sources[i] = vmdk.LinkSource{
 			Name: l.path, Descriptor: l.desc, Files: []vmdk.File{{R: l.file, Size: l.file.Size()}},
+		}
+		if l.desc.Extents[0].Type == ExtentRDM { // here a file plays the device
+			sources[i].Descriptor = l.desc.Clone()
+			sources[i].Descriptor.CreateType, sources[i].Descriptor.Extents[0].Type = vmdk.TypeVMFS, vmdk.ExtentVMFS
 		}
 	}
 	top := len(sources) - 1
@@ -346,7 +370,11 @@ func (d *Disk) open() error {
 }
 
 // Capacity is the disk's size in bytes.
-func (d *Disk) Capacity() int64 { return d.size }
+func (d *Disk) Capacity() int64 {
+	d.mu.RLock()
+	defer d.mu.RUnlock()
+	return d.size
+}
 
 // Links are the links, base first; the last one is the running link.
 func (d *Disk) Links() []Link {
