@@ -48,6 +48,25 @@ func TestRoundTrip(t *testing.T) {
 				if !bytes.Equal(dst, src) {
 					t.Fatalf("%s %s: other bytes came back", name, what)
 				}
+				// In the middle of a larger buffer nothing around it changes, nor does
+				// anything beyond the slack.
+				around := bytes.Repeat([]byte{0xa5}, 3*Slack+size)
+				if err := d.Decompress(around[Slack:Slack+size], kind, out); err != nil || !bytes.Equal(around[Slack:Slack+size], src) {
+					t.Fatalf("%s %s: %v", name, what, err)
+				}
+				if untouched := bytes.Repeat([]byte{0xa5}, 2*Slack); !bytes.Equal(around[:Slack], untouched[:Slack]) || !bytes.Equal(around[Slack+size:], untouched) {
+					t.Fatalf("%s %s: bytes around were changed", name, what)
+				}
+				clear(around[Slack : Slack+size])
+				if err := d.DecompressRoomy(around[Slack:Slack+size], kind, out); err != nil || !bytes.Equal(around[Slack:Slack+size], src) {
+					t.Fatalf("%s %s with slack: %v", name, what, err)
+				}
+				if !bytes.Equal(around[2*Slack+size:], bytes.Repeat([]byte{0xa5}, Slack)) {
+					t.Fatalf("%s %s: bytes beyond the slack were changed", name, what)
+				}
+				if d.DecompressRoomy(make([]byte, size-1, size+2*Slack), kind, out) == nil || d.DecompressRoomy(make([]byte, size+1, size+2*Slack), kind, out) == nil {
+					t.Fatalf("%s %s: another length passed", name, what)
+				}
 				for _, wrong := range []int{size - 1, size + 1, 0} {
 					if d.Decompress(make([]byte, wrong), kind, out) == nil {
 						t.Fatalf("%s %s: %d bytes passed as %d", name, what, size, wrong)
@@ -79,6 +98,14 @@ func FuzzDecompress(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, kind byte, src []byte) {
 		dst := make([]byte, small)
-		_ = d.Decompress(dst, block.Kind(kind), src)
+		exact := d.Decompress(dst, block.Kind(kind), src)
+		room := bytes.Repeat([]byte{0xa5}, small+2*Slack)
+		roomy := d.DecompressRoomy(room[:small], block.Kind(kind), src)
+		if (exact == nil) != (roomy == nil) || exact == nil && !bytes.Equal(dst, room[:small]) {
+			t.Fatalf("without slack %v, with slack %v", exact, roomy)
+		}
+		if !bytes.Equal(room[small+Slack:], bytes.Repeat([]byte{0xa5}, Slack)) {
+			t.Fatal("bytes beyond the slack were changed")
+		}
 	})
 }
