@@ -135,7 +135,12 @@ type rehearsing struct {
 }
 
 func (r *rehearsing) run(ctx context.Context, ref repo.Ref) error {
-	var err error
+	// Somebody may forget it while it is read.
+	pin, err := r.Repo.Pin(ctx)
+	if err != nil {
+		return err
+	}
+	defer pin.Close()
 	if r.g, err = r.Repo.Generation(ctx, ref); err != nil {
 		if errors.Is(err, repo.ErrDamaged) {
 			r.found(Finding{What: oneLine(err), Damage: true, Remedy: remedyManifest})

@@ -80,12 +80,6 @@ func runVerify(ctx context.Context, a *app.App, args []string, quick bool) error
 	}
 	defer r.Close()
 	a.Stopping("ending the verification; it changes nothing")
-	// Somebody may forget what is being read.
-	pin, err := r.Pin(ctx)
-	if err != nil {
-		return err
-	}
-	defer pin.Close()
 	var refs []repo.Ref
 	for _, w := range want {
 		ref, err := r.Resolve(ctx, w.vm, w.selector)
