@@ -61,6 +61,7 @@ type PruneReport struct {
 	PacksKeptForSessions int64 `json:"packs_kept_for_sessions"` // condemned; a session or reader that was open then still is
 	BytesKept            int64 `json:"bytes_kept"`              // of both
 
+	PacksCleared    int64 `json:"packs_cleared"`    // were in quarantine, and nothing is missing of them any more
 	PacksUnreadable int64 `json:"packs_unreadable"` // left alone
 	BlocksMissing   int64 `json:"blocks_missing"`   // that a generation needs and no pack has
 	BytesRemaining  int64 `json:"bytes_remaining"`  // sizes of all packs after this run
@@ -92,6 +93,8 @@ func (r *Repository) Prune(ctx context.Context, o PruneOptions) (_ *PruneReport,
 		walked:  make(map[uint64]struct{}),
 		strange: make(map[block.ID]bool),
 		missing: make(map[block.ID]bool),
+		short:   make(map[packKey]bool),
+		spoilt:  make(map[block.ID]error),
 		readers: make(map[string]bool),
 	}
 	err = p.run(ctx)
@@ -100,7 +103,7 @@ func (r *Repository) Prune(ctx context.Context, o PruneOptions) (_ *PruneReport,
 	}
 	switch {
 	case errors.Is(err, fsx.ErrLocked):
-		err = fmt.Errorf("another prune of this repository is running, wait until it has ended: %w", ErrLocked)
+		err = fmt.Errorf("another prune of this repository, or a repair, is running, wait until it has ended: %w", ErrLocked)
 	case ctx.Err() != nil:
 	default:
 		err = storageError(r.fs, err)
@@ -133,6 +136,10 @@ type pruner struct {
 	walked  map[uint64]struct{} // nodes of packs in the table: place in packs, offset
 	strange map[block.ID]bool   // nodes of newer packs
 	missing map[block.ID]bool   // blocks for which neither hint nor index knows a pack
+	short   map[packKey]bool    // packs that should have had them
+	spoilt  map[block.ID]error  // nodes that cannot be read, and those above them
+	hurt    []string            // generations that have such nodes
+	cause   error               // the first of these
 	written int64               // bytes of packs that were made by rewriting
 }
 
@@ -194,6 +201,10 @@ func (p *pruner) run(ctx context.Context) error {
 		return err
 	}
 	f := p.decide()
+	aside, err := p.healed(f)
+	if err != nil {
+		return err
+	}
 	if p.o.DryRun {
 		p.foretell(f)
 		return nil
@@ -205,6 +216,9 @@ func (p *pruner) run(ctx context.Context) error {
 		return err
 	}
 	if err := p.delete(ctx, f); err != nil {
+		return err
+	}
+	if err := p.r.dropQuarantine(aside); err != nil {
 		return err
 	}
 	if err := p.condemn(ctx, f); err != nil {

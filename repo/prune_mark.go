@@ -1,6 +1,7 @@
 package repo
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -10,6 +11,7 @@ import (
 	"strings"
 
 	"hikae/repo/internal/block"
+	"hikae/repo/internal/codec"
 	"hikae/repo/internal/fsx"
 	"hikae/repo/internal/pack"
 	"hikae/repo/internal/sealed"
@@ -150,7 +152,25 @@ func (p *pruner) mark(ctx context.Context) error {
 		}
 		p.progress("mark", int64(i+1), int64(len(names)))
 	}
-	return nil
+	return p.refuse()
+}
+
+// refuse ends a prune that met generations of which not all nodes can be read: what these
+// need is not known. It says what can be done.
+func (p *pruner) refuse() error {
+	if len(p.hurt) == 0 {
+		return nil
+	}
+	const most = 20
+	list := p.hurt
+	more := ""
+	if len(list) > most {
+		more = fmt.Sprintf(" and %d more", len(list)-most)
+		list = list[:most]
+	}
+	return fmt.Errorf("what these generations need is not known, for parts of their block trees are lost: %s%s; nothing was deleted. "+
+		"Run hikae repair packs, back the VMs up again, and forget those that stay hurt (hikae forget HOST/VM@GENERATION): %w",
+		strings.Join(list, ", "), more, p.cause)
 }
 
 func (p *pruner) markManifest(ctx context.Context, name string) error {
@@ -174,7 +194,14 @@ func (p *pruner) markManifest(ctx context.Context, name string) error {
 		if err != nil {
 			return &DamageError{What: name, Err: err}
 		}
-		if err := p.walk(ctx, root, m.Disks[i].Levels); err != nil {
+		err = p.walk(ctx, root, m.Disks[i].Levels)
+		if errors.Is(err, ErrDamaged) {
+			// Go on, to name all of them.
+			p.hurt = append(p.hurt, Ref{VM: m.VM, Time: m.Time, Sequence: m.Sequence, Imported: m.Mode == ModeImport}.String())
+			p.cause = cmp.Or(p.cause, err)
+			break
+		}
+		if err != nil {
 			return fmt.Errorf("%s: %w", name, err)
 		}
 	}
@@ -185,6 +212,9 @@ func (p *pruner) markManifest(ctx context.Context, name string) error {
 func (p *pruner) walk(ctx context.Context, rec block.Record, level int) error {
 	if rec.IsHole() {
 		return nil
+	}
+	if err := p.spoilt[rec.ID]; err != nil {
+		return err
 	}
 	at, offset, ok, err := p.locate(ctx, rec)
 	if err != nil {
@@ -211,6 +241,16 @@ func (p *pruner) walk(ctx context.Context, rec block.Record, level int) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
+	if err := p.walkNode(ctx, rec, level); err != nil {
+		if errors.Is(err, ErrDamaged) {
+			p.spoilt[rec.ID] = err // for the next generation that shares it
+		}
+		return err
+	}
+	return nil
+}
+
+func (p *pruner) walkNode(ctx context.Context, rec block.Record, level int) error {
 	node, err := p.r.readNode(ctx, rec)
 	if err != nil {
 		return err
@@ -218,7 +258,7 @@ func (p *pruner) walk(ctx context.Context, rec block.Record, level int) error {
 	for i := range tree.Fan {
 		e, err := tree.Entry(node, level, i)
 		if err != nil {
-			return p.r.readError(rec, err)
+			return p.r.readError(rec, fmt.Errorf("%w: %w", codec.ErrCorrupt, err))
 		}
 		if err := p.walk(ctx, e, level-1); err != nil {
 			return err
@@ -275,6 +315,7 @@ func (p *pruner) locate(ctx context.Context, rec block.Record) (at int32, offset
 			return 0, 0, false, &DamageError{Pack: rec.Pack, Offset: rec.Offset, Length: rec.Length, What: rec.Kind.String(), Err: errors.New("this and a million other blocks are missing")}
 		}
 		p.missing[rec.ID] = true
+		p.short[k] = true
 	}
 	return 0, 0, false, nil
 }

@@ -139,6 +139,31 @@ func (q *quarantined) names(k packKey) []string {
 	return names
 }
 
+// healed finds packs in quarantine of which no generation misses anything any more, so
+// that the index forgets them with those that prune deletes. It returns the names of what
+// is to be removed then. A pack that is still in its place is left to a repair.
+func (p *pruner) healed(f *fate) ([]string, error) {
+	marks, err := p.r.readQuarantine()
+	if err != nil {
+		return nil, err
+	}
+	for id := range p.open {
+		if !p.readers[id] {
+			return nil, nil // it may be about to commit what is in one of them
+		}
+	}
+	var names []string
+	for k, q := range marks {
+		if _, there := p.table[k]; there || p.short[k] {
+			continue
+		}
+		names = append(names, q.names(k)...)
+		f.gone = append(f.gone, k.handle.String())
+		p.report.PacksCleared++
+	}
+	return names, nil
+}
+
 // dropQuarantine removes files of quarantine/. Where nothing can be removed they stay,
 // which costs later backups a look at their parents' trees.
 func (r *Repository) dropQuarantine(names []string) error {
