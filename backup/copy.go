@@ -262,6 +262,9 @@ func (c *copying) copyDisk(ctx context.Context, f repo.File, out *os.File) error
 	err = cmp.Or(werr, err)
 	c.res.BytesWritten += w.written.Load()
 	err = cmp.Or(walkErr, err)
+	if errors.Is(err, context.Canceled) && ctx.Err() != nil {
+		err = context.Cause(ctx) // what was cut off does not know why
+	}
 	if errors.Is(err, syscall.ENOSPC) {
 		// The note of how far the copy is needs room too: give some back.
 		at = max(from, (at-1)/pieceSize*pieceSize)

@@ -165,7 +165,8 @@ func stream(ctx context.Context, src source, todo iter.Seq[step], bufs *pool, ta
 				release = func() { bufs.put(p.buf) }
 			}
 			if failed == nil {
-				failed = cmp.Or(p.err, context.Cause(ctx))
+				// The cause first: a read that was cut off knows only that it was.
+				failed = cmp.Or(context.Cause(ctx), p.err)
 			}
 			if failed != nil {
 				cancel(failed)
