@@ -102,7 +102,7 @@ func runVerify(ctx context.Context, a *app.App, args []string, quick bool) error
 		item = ref.String()
 		got, err := rehearsal.Run(ctx, ref)
 		switch {
-		case ctx.Err() != nil:
+		case err != nil && ctx.Err() != nil:
 			progress.Close()
 			printVerified(a, done)
 			return err
