@@ -32,6 +32,9 @@ func (h *Host) ChangedAreas(ctx context.Context, snap *Snapshot, diskKey int32, 
 	if disk.ChangeID == "" {
 		return nil, doubt(nil, "change tracking is not on")
 	}
+	if h.session == nil {
+		return nil, doubt(nil, "only the host's API tells, and port 443 is not used")
+	}
 	var areas []Extent
 	for at := int64(0); at < disk.Capacity; {
 		ref := snapshotRef(snap.ID)

@@ -11,9 +11,9 @@ import (
 type storage interface {
 	// head gives a file's size, below 0 when the host does not tell.
 	head(ctx context.Context, dsPath string) (size int64, err error)
-	// read fills p from off of a file that is total bytes long. count hears every
-	// byte that crosses the wire.
-	read(ctx context.Context, dsPath string, p []byte, off, total int64, count func(int)) error
+	// read fills p from off of a file that is total bytes long. count hears how
+	// many more bytes of p are right, and how many crossed the wire for that.
+	read(ctx context.Context, dsPath string, p []byte, off, total int64, count func(right, wire int)) error
 	readHead(ctx context.Context, dsPath string, limit int64) (b []byte, size int64, err error)
 	readFile(ctx context.Context, dsPath string, limit int64) ([]byte, error)
 	// upload writes a whole file of size bytes, replacing what was there.

@@ -163,9 +163,9 @@ func (x *extentReader) ReadAtContext(ctx context.Context, p []byte, off int64) (
 		p, err = p[:rest], io.EOF
 	}
 	n := 0
-	rerr := x.disk.store.read(ctx, x.name, p, off, x.size, func(m int) {
-		n += m
-		x.disk.bytes.Add(int64(m))
+	rerr := x.disk.store.read(ctx, x.name, p, off, x.size, func(right, wire int) {
+		n += right
+		x.disk.bytes.Add(int64(wire))
 	})
 	if rerr != nil {
 		return n, rerr

@@ -164,7 +164,7 @@ func BenchmarkDiskReader(b *testing.B) {
 		for i := range buf {
 			wg.Go(func() {
 				for off := int64(i) * 4 << 20; off < size; off += 16 << 20 {
-					if err := f.read(b.Context(), "[datastore1] x-flat.vmdk", buf[i], off, size, func(int) {}); err != nil {
+					if err := f.read(b.Context(), "[datastore1] x-flat.vmdk", buf[i], off, size, func(int, int) {}); err != nil {
 						b.Error(err)
 					}
 				}

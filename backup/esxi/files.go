@@ -210,14 +210,14 @@ func (f *files) head(ctx context.Context, dsPath string) (size int64, err error)
 
 // read fills p from off. The file has to be total bytes long (-1: not known).
 // Requests are cut to the size hosts like, and what is broken off goes on
-// where it broke. count hears every byte of content that came.
-func (f *files) read(ctx context.Context, dsPath string, p []byte, off, total int64, count func(int)) error {
+// where it broke.
+func (f *files) read(ctx context.Context, dsPath string, p []byte, off, total int64, count func(right, wire int)) error {
 	for len(p) > 0 {
 		part := p[:min(len(p), f.t.request)]
 		what := fmt.Sprintf("read %s at %d", dsPath, off)
 		err := f.attempts(ctx, what, func(ctx context.Context) (int, error) {
 			n, _, err := f.get(ctx, what, dsPath, part, off, total)
-			count(n)
+			count(n, n)
 			part, p, off = part[n:], p[n:], off+int64(n)
 			if err == nil && len(part) > 0 {
 				err = fmt.Errorf("%s: %s: the file ends early", f.name, what)
@@ -376,7 +376,7 @@ func (f *files) readFile(ctx context.Context, dsPath string, limit int64) ([]byt
 	if int64(len(b)) < size {
 		rest := make([]byte, size)
 		n := copy(rest, b)
-		if err := f.read(ctx, dsPath, rest[n:], int64(n), size, func(int) {}); err != nil {
+		if err := f.read(ctx, dsPath, rest[n:], int64(n), size, func(int, int) {}); err != nil {
 			return nil, err
 		}
 		return rest, nil

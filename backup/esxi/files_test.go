@@ -71,7 +71,7 @@ const flat = "[datastore1] web01/web01-flat.vmdk"
 
 func (f *files) all(ctx context.Context, size int) ([]byte, error) {
 	b := make([]byte, size)
-	err := f.read(ctx, flat, b, 0, int64(size), func(int) {})
+	err := f.read(ctx, flat, b, 0, int64(size), func(int, int) {})
 	return b, err
 }
 
@@ -203,7 +203,7 @@ func TestReadResumesWhereItBroke(t *testing.T) {
 	})
 	var counted int
 	got := make([]byte, len(content))
-	err := f.read(t.Context(), flat, got, 0, int64(len(got)), func(n int) { counted += n })
+	err := f.read(t.Context(), flat, got, 0, int64(len(got)), func(n, _ int) { counted += n })
 	if err != nil || !bytes.Equal(got, content) {
 		t.Fatalf("read: %v, equal %v", err, bytes.Equal(got, content))
 	}

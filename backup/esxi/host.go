@@ -18,9 +18,9 @@ type Host struct {
 	name, addr, user string
 	log              *slog.Logger
 	t                tuning
-	session          *session // nil: no SOAP
-	files            *files   // nil: no /folder
-	shell            *shellConn   // nil: no SSH configured
+	session          *session   // nil: no SOAP
+	files            *files     // nil: no /folder
+	shell            *shellConn // nil: no SSH configured
 	inv              inventory
 	soap             control     // nil where there is no such way
 	ssh              *sshControl // nil where there is no such way

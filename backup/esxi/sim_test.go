@@ -29,6 +29,9 @@ type lab struct {
 	vm     *VM
 	asked  atomic.Int32 // for the password
 	secret string
+	name   string // of the VM
+	dir    string // the datastore's
+	only   bool
 	away   bool // the host was closed
 }
 
@@ -37,13 +40,19 @@ type labOptions struct {
 	disks []int // sizes in MiB; default one of 8
 	vm    esxisim.VMOptions
 	tune  func(*tuning)
+	name  string // of the VM; "" is web01
+	only  bool   // SSH, and port 443 closed
 }
 
 // start brings up a host with one VM called web01, half of whose disks are holes.
 func start(t *testing.T, o labOptions) *lab {
 	t.Helper()
-	l := &lab{t: t, secret: "s3cret"}
+	l := &lab{t: t, secret: "s3cret", name: o.name, only: o.only}
+	if l.name == "" {
+		l.name = "web01"
+	}
 	o.sim.Dir, o.sim.Password = t.TempDir(), l.secret
+	l.dir = o.sim.Dir
 	host, err := esxisim.Start(t.Context(), o.sim)
 	if err != nil {
 		t.Fatal(err)
@@ -61,7 +70,7 @@ func start(t *testing.T, o labOptions) *lab {
 	for i, size := range o.disks {
 		raws = append(raws, raw(t, i, int64(size)*mib))
 	}
-	if err := host.ImportVM(t.Context(), "web01", raws, o.vm); err != nil {
+	if err := host.ImportVM(t.Context(), l.name, raws, o.vm); err != nil {
 		t.Fatal(err)
 	}
 	tune := quick()
@@ -77,7 +86,7 @@ func start(t *testing.T, o labOptions) *lab {
 			t.Error(err)
 		}
 	})
-	l.vm = l.find("web01")
+	l.vm = l.find(l.name)
 	return l
 }
 
@@ -104,10 +113,17 @@ func raw(t *testing.T, seed int, size int64) string {
 }
 
 func (l *lab) config() Config {
-	return Config{Name: "lab", Address: l.Address(), User: l.User(), Thumbprint: l.Thumbprint(), Password: func() (string, error) {
+	c := Config{Name: "lab", Address: l.Address(), User: l.User(), Thumbprint: l.Thumbprint(), Password: func() (string, error) {
 		l.asked.Add(1)
 		return l.secret, nil
 	}}
+	if addr := l.SSHAddress(); addr != "" {
+		c.SSH = &SSHConfig{Address: addr, Fingerprint: l.SSHFingerprint()}
+	}
+	if l.only {
+		c.Address, c.Thumbprint = "", ""
+	}
+	return c
 }
 
 func (l *lab) find(name string) *VM {
@@ -122,12 +138,12 @@ func (l *lab) find(name string) *VM {
 // guest is what the guest sees now.
 func (l *lab) guest(disk int) []byte {
 	l.t.Helper()
-	size, err := l.DiskSize("web01", disk)
+	size, err := l.DiskSize(l.name, disk)
 	if err != nil {
 		l.t.Fatal(err)
 	}
 	b := make([]byte, size)
-	if err := l.ReadAt("web01", disk, b, 0); err != nil {
+	if err := l.ReadAt(l.name, disk, b, 0); err != nil {
 		l.t.Fatal(err)
 	}
 	return b
@@ -135,7 +151,7 @@ func (l *lab) guest(disk int) []byte {
 
 func (l *lab) write(disk int, off int64, p []byte) {
 	l.t.Helper()
-	if err := l.WriteAt("web01", disk, p, off); err != nil {
+	if err := l.WriteAt(l.name, disk, p, off); err != nil {
 		l.t.Fatal(err)
 	}
 }

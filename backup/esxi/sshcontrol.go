@@ -220,14 +220,26 @@ func (c *sshControl) task(ctx context.Context, name string) (state string, faile
 		return "", nil, err
 	}
 	state = v.Get("state").Text
-	if e := v.Get("error"); state == "error" {
-		f := &vimcmd.Fault{Type: e.Type, Message: e.Get("msg").Text}
-		if f.Message == "" {
-			f.Message = e.Get("faultMessage").Text
-		}
-		failed = asFault(f)
+	if state == "error" {
+		failed = asFault(taskFault(v.Get("error")))
 	}
 	return state, failed, nil
+}
+
+// taskFault finds the fault in a task's error: that itself, or, where the dump
+// shows the API's wrapping of it, the one within.
+func taskFault(e vimcmd.Value) *vimcmd.Fault {
+	f := &vimcmd.Fault{Type: e.Type}
+	if inner := e.Get("fault"); inner.IsObject() {
+		f.Type = inner.Type
+		f.Message = inner.Get("msg").Text
+	}
+	for _, name := range []string{"msg", "localizedMessage", "faultMessage"} {
+		if f.Message == "" {
+			f.Message = e.Get(name).Text
+		}
+	}
+	return f
 }
 
 // createSnapshot makes a snapshot and waits until the host shows it.

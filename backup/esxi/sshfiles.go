@@ -71,7 +71,7 @@ func blocks(off, n int64) (bs, skip, count, lead int64) {
 	return bs, skip, (off+n+bs-1)/bs - skip, off - skip*bs
 }
 
-func (f *shellFiles) read(ctx context.Context, dsPath string, p []byte, off, total int64, count func(int)) error {
+func (f *shellFiles) read(ctx context.Context, dsPath string, p []byte, off, total int64, count func(right, wire int)) error {
 	for len(p) > 0 {
 		part := p[:min(len(p), f.sh.h.t.request)]
 		if err := f.part(ctx, dsPath, part, off, total, count); err != nil {
@@ -83,7 +83,7 @@ func (f *shellFiles) read(ctx context.Context, dsPath string, p []byte, off, tot
 }
 
 // part reads one request's worth; what breaks off goes on where it broke.
-func (f *shellFiles) part(ctx context.Context, dsPath string, p []byte, off, total int64, count func(int)) error {
+func (f *shellFiles) part(ctx context.Context, dsPath string, p []byte, off, total int64, count func(right, wire int)) error {
 	what := fmt.Sprintf("read %s at %d", dsPath, off)
 	path, err := hostPath(dsPath)
 	if err != nil {
@@ -119,7 +119,7 @@ func (f *shellFiles) part(ctx context.Context, dsPath string, p []byte, off, tot
 }
 
 // dd fills p from off, once. n is how much of p is right, also after an error.
-func (f *shellFiles) dd(ctx context.Context, path string, p []byte, off, total int64, count func(int)) (n int, err error) {
+func (f *shellFiles) dd(ctx context.Context, path string, p []byte, off, total int64, count func(right, wire int)) (n int, err error) {
 	bs, skip, blocks, lead := blocks(off, int64(len(p)))
 	line, err := shell.Command("dd", "if="+path, fmt.Sprintf("bs=%d", bs), fmt.Sprintf("skip=%d", skip), fmt.Sprintf("count=%d", blocks))
 	if err != nil {
@@ -145,12 +145,11 @@ type sink struct {
 	lead, most int64 // bytes before p's first, and all that may come
 	seen       int64
 	n          int
-	count      func(int)
+	count      func(right, wire int)
 }
 
 func (s *sink) Write(b []byte) (int, error) {
 	all := len(b)
-	s.count(all)
 	if s.seen+int64(all) > s.most {
 		return 0, errors.New("the file is longer than it was: it is not the frozen one")
 	}
@@ -158,7 +157,9 @@ func (s *sink) Write(b []byte) (int, error) {
 		b = b[min(skip, int64(len(b))):]
 	}
 	s.seen += int64(all)
-	s.n += copy(s.p[s.n:], b)
+	right := copy(s.p[s.n:], b)
+	s.n += right
+	s.count(right, all)
 	return all, nil
 }
 
@@ -168,7 +169,7 @@ func (f *shellFiles) readHead(ctx context.Context, dsPath string, limit int64) (
 		return nil, 0, err
 	}
 	b := make([]byte, min(limit, size))
-	return b, size, f.read(ctx, dsPath, b, 0, size, func(int) {})
+	return b, size, f.read(ctx, dsPath, b, 0, size, func(int, int) {})
 }
 
 // readFile takes what cat prints, so that a file which is written meanwhile is
