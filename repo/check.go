@@ -22,6 +22,9 @@ type CheckOptions struct {
 	// proves its SHA-256, opens every record and hashes it again. Without it
 	// only structure is proved.
 	ReadData bool
+	// Remember notes in the repository, for Verified and for scrubs, when ReadData
+	// found what whole. Without it nothing is written.
+	Remember bool
 	// Progress, if not nil, is told of bytes of packs read with ReadData, of
 	// generations without. It is called from one goroutine at a time.
 	Progress func(done, total int64)
@@ -87,6 +90,10 @@ func (r *Repository) Check(ctx context.Context, o CheckOptions) (*CheckReport, e
 			return 0
 		}, nil),
 	}
+	if o.ReadData && o.Remember {
+		c.keeper = newDateKeeper(r.fs, r.config.id, r.opt.Clock)
+		defer c.remember(ctx)
+	}
 	if err := c.structure(ctx); err != nil {
 		return nil, fmt.Errorf("check: %w", err)
 	}
@@ -113,6 +120,8 @@ type checker struct {
 	seen    map[block.ID]bool // nodes that were walked
 	packs   map[packKey]int64 // that generations need, and their sizes
 	footers *cache.Cache[packKey, []block.Record]
+
+	keeper *dateKeeper // nil: nobody wants to know
 
 	gone map[packKey]error // packs that are not there; no harm if their records lie elsewhere
 
@@ -418,6 +427,8 @@ func (c *checker) indexFiles(ctx context.Context) error {
 				return ctx.Err()
 			} else if err != nil {
 				damage = append(damage, err)
+			} else {
+				c.proved(ctx, s.File)
 			}
 		}
 	}

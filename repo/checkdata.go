@@ -34,6 +34,9 @@ func (c *checker) readData(ctx context.Context) error {
 				c.mu.Lock()
 				c.report.BytesRead += n
 				c.report.Records += s.records
+				if s.whole {
+					c.proved(ctx, k.typ.Path(k.handle))
+				}
 				if err != nil && first == nil {
 					first = err
 					cancel()
@@ -61,6 +64,23 @@ feed:
 	return ctx.Err()
 }
 
+// proved notes that a file is whole.
+func (c *checker) proved(ctx context.Context, path string) {
+	if c.keeper != nil {
+		c.keeper.proved(ctx, path)
+	}
+}
+
+// remember writes down what was proved, however the check ended.
+func (c *checker) remember(ctx context.Context) {
+	for _, g := range c.gens {
+		c.proved(ctx, c.r.manifestPath(g.ref))
+	}
+	if err := c.keeper.end(ctx, nil); err != nil {
+		c.r.log.Warn("the repository takes no notes of what was verified when", "error", err)
+	}
+}
+
 // scrub is one goroutine's means to read packs.
 type scrub struct {
 	c       *checker
@@ -69,6 +89,7 @@ type scrub struct {
 	plain   []byte
 	hash    *hasher
 	records int64 // of the last pack
+	whole   bool  // the last pack is
 }
 
 func (c *checker) newScrub() *scrub {
@@ -76,7 +97,7 @@ func (c *checker) newScrub() *scrub {
 }
 
 func (s *scrub) pack(ctx context.Context, k packKey) (int64, error) {
-	s.records = 0
+	s.records, s.whole = 0, false
 	e, err := s.c.r.openPack(ctx, k.typ, k.handle)
 	var n int64
 	bad := 0
@@ -99,6 +120,7 @@ func (s *scrub) pack(ctx context.Context, k packKey) (int64, error) {
 	case ctx.Err() != nil:
 		return n, ctx.Err()
 	case err == nil:
+		s.whole = true
 		return n, nil
 	case !hurts(err):
 		return n, fmt.Errorf("read pack %v: %w", k.handle, err)

@@ -57,8 +57,8 @@ type ScrubReport struct {
 }
 
 const (
-	remedyScrubbed = "hikae repair packs puts it aside, so that the next backup stores anew what the VMs still have there; hikae check, with the passphrase, names the generations it hurts"
-	remedyMendable = "hikae repair packs mends it from its parity file, if no more is damaged than that reaches; hikae check, with the passphrase, names the generations it hurts"
+	remedyScrubbed = "hikae repair packs %v saves what can be saved of it; hikae check, with the passphrase, names the generations it hurts"
+	remedyMendable = "hikae repair packs %v mends it from its parity file, if no more is damaged than that reaches; hikae check, with the passphrase, names the generations it hurts"
 	remedySidecar  = "nothing else is hurt; hikae repair packs --parity makes the parity file anew"
 	remedyMend     = "hikae repair packs mends it from its parity file; otherwise copy it back from another copy of the repository"
 	remedySlot     = "make a new key slot and remove this one"
@@ -299,9 +299,9 @@ func (f *scrubFile) problem(err error) Problem {
 	case f.kind == storedSegment:
 		p.Remedy = remedyIndex
 	case f.kind == storedPack && f.parity >= 0:
-		p.Remedy = remedyMendable
+		p.Remedy = fmt.Sprintf(remedyMendable, f.pack.handle)
 	case f.kind == storedPack:
-		p.Remedy = remedyScrubbed
+		p.Remedy = fmt.Sprintf(remedyScrubbed, f.pack.handle)
 	case f.parity >= 0:
 		p.Remedy = remedyMend
 	default:

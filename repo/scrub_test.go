@@ -342,3 +342,43 @@ func TestScrubDamagedSlot(t *testing.T) {
 	}
 	t.Fatal("no slot")
 }
+
+// A check that reads all data remembers as well, if it is asked to.
+func TestCheckRemembers(t *testing.T) {
+	ctx := context.Background()
+	z := newZoo(t)
+	mem := z.plant(t, "", nil)
+	r := mustOpen(t, mem)
+	defer r.Close()
+	for i, o := range []CheckOptions{{}, {Remember: true}, {ReadData: true}, {ReadData: true, Remember: true}} {
+		if _, err := r.Check(ctx, o); err != nil {
+			t.Fatal(err)
+		}
+		v, err := r.Verified(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		// The identity is no proof of anything, and only a scrub looks at all of it.
+		if last := i == 3; last != (v.PacksNever == 0) || last != (v.FilesNever == 1) || !last && dateFiles(mem) > 0 {
+			t.Fatalf("%+v: %+v", o, v)
+		}
+	}
+	// Damaged packs are not among them.
+	for name, b := range z.files {
+		if !strings.HasPrefix(name, "packs/") {
+			continue
+		}
+		bad := bytes.Clone(b)
+		bad[100] ^= 1
+		r := mustOpen(t, z.plant(t, name, bad))
+		report, err := r.Check(ctx, CheckOptions{ReadData: true, Remember: true})
+		if err != nil || len(report.Problems) == 0 {
+			t.Fatalf("%+v, %v", report, err)
+		}
+		v, err := r.Verified(ctx)
+		if err != nil || v.PacksNever != 1 {
+			t.Fatalf("%+v, %v", v, err)
+		}
+		_ = r.Close()
+	}
+}

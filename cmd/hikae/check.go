@@ -15,6 +15,8 @@ import (
 
 type checkOptions struct {
 	readData bool
+	scrub    bool
+	budget   string
 }
 
 func newCheck(a *app.App) *cobra.Command {
@@ -26,29 +28,56 @@ func newCheck(a *app.App) *cobra.Command {
 was taken away or put in, and that every block it points to is there.
 
 With --read-data it also decrypts and hashes every block, which reads the whole
-repository.` + exitCodes(exitPassphrase, exitNotFound, exitDamaged),
+repository.
+
+With --scrub it does something else, without passphrase or key: it reads files
+and compares them with the SHA-256 at their end. That finds bit rot, but not
+someone who tampers. Files that were never verified come first, then those that
+were verified the longest ago; the repository remembers when that was. So a part
+of it each night proves all of it in turn:
+
+  --budget 10%    a tenth of the repository
+  --budget 20GB   so many bytes (KB, MB, GB, TB, or KiB, MiB, GiB, TiB)
+  --budget 1h     as long as that (s, m, h)
+
+Ctrl-C keeps what was proved. What --read-data read counts as verified as well.
+hikae stats shows what was verified when.` + exitCodes(exitPassphrase, exitNotFound, exitDamaged),
+		Example: `  hikae check
+  hikae check --scrub --budget 5%`,
 		Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error { return runCheck(cmd.Context(), a, o) },
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if o.scrub {
+				return runScrub(cmd.Context(), a, o)
+			}
+			return runCheck(cmd.Context(), a, o)
+		},
 	}
-	cmd.Flags().BoolVar(&o.readData, "read-data", false, "decrypt and hash every block")
+	f := cmd.Flags()
+	f.BoolVar(&o.readData, "read-data", false, "decrypt and hash every block")
+	f.BoolVar(&o.scrub, "scrub", false, "verify files by their SHA-256, without keys")
+	f.StringVar(&o.budget, "budget", "", "scrub only so much: a percentage, a size or a time (default everything)")
+	cmd.MarkFlagsMutuallyExclusive("scrub", "read-data")
 	jsonFlag(a, cmd)
 	return cmd
 }
 
 func runCheck(ctx context.Context, a *app.App, o checkOptions) error {
+	if o.budget != "" {
+		return app.Usagef("--budget is for --scrub")
+	}
 	r, err := a.OpenRepository(ctx)
 	if err != nil {
 		return err
 	}
 	defer r.Close()
-	a.Stopping("ending the check; it changes nothing")
+	a.Stopping("ending the check; it changes nothing but its notes of what was verified when")
 	began := a.Clock()
 	progress := a.UI.Progress(a.Clock)
 	show := func(done, total int64) { progress.Count("check", "generations", done, total) }
 	if o.readData {
 		show = func(done, total int64) { progress.Set("check", "", done, total) }
 	}
-	report, err := r.Check(ctx, repo.CheckOptions{ReadData: o.readData, Progress: show})
+	report, err := r.Check(ctx, repo.CheckOptions{ReadData: o.readData, Remember: true, Progress: show})
 	progress.Close()
 	if err != nil {
 		return err

@@ -26,7 +26,9 @@ func newStats(a *app.App) *cobra.Command {
 
 A block that several VMs have counts for each of them, and once in all. Of a
 generation only what no earlier one of its VM has counts as unique: its growth.
-PHYSICAL is the size of all files, with blocks that nothing needs any more.
+PHYSICAL is the size of all files, with blocks that nothing needs any more. The
+last line says when packs were last verified by hikae check --scrub or
+--read-data.
 
 It reads all maps, and needs about 256 MiB of memory at most, for a repository of
 more than 8 million distinct blocks by counting in several rounds.` +
@@ -73,6 +75,9 @@ type totalStatsLine struct {
 	ratios
 	Unreadable int64 `json:"unreadable"`
 	repo.PhysicalStats
+	Packs      int64      `json:"packs"`
+	PacksNever int64      `json:"packs_never_verified"`
+	Oldest     *time.Time `json:"oldest_verified,omitempty"`
 }
 
 func runStats(ctx context.Context, a *app.App, args []string) error {
@@ -130,7 +135,17 @@ func statsJSON(a *app.App, r *repo.Repository, s *repo.RepositoryStats, total bo
 	if !total {
 		return nil
 	}
-	return a.UI.Object(totalStatsLine{r.Dir(), len(s.VMs), s.Total, ratiosOf(s.Total), s.Unreadable, s.Physical})
+	return a.UI.Object(totalStatsLine{
+		r.Dir(), len(s.VMs), s.Total, ratiosOf(s.Total), s.Unreadable, s.Physical,
+		s.Verified.Packs, s.Verified.PacksNever, oldestVerified(s.Verified),
+	})
+}
+
+func oldestVerified(v repo.Verified) *time.Time {
+	if v.Oldest.IsZero() {
+		return nil
+	}
+	return &v.Oldest
 }
 
 func times(ratio float64) string {
@@ -153,11 +168,12 @@ func printStats(a *app.App, s *repo.RepositoryStats) {
 	row("in all", n, s.Total)
 	a.UI.Print(tab)
 	p := s.Physical
-	a.UI.Printf("\nphysical %s in %d files: blocks %s, maps %s, index %s, other %s\n",
-		ui.Size(p.Total), p.Files, ui.Size(p.Data), ui.Size(p.Nodes), ui.Size(p.Index), ui.Size(p.Other))
+	a.UI.Printf("\nphysical %s in %d files: blocks %s, maps %s, index %s, parity %s, other %s\n",
+		ui.Size(p.Total), p.Files, ui.Size(p.Data), ui.Size(p.Nodes), ui.Size(p.Index), ui.Size(p.Parity), ui.Size(p.Other))
 	if p.Total > 0 && s.Total.Logical > 0 {
 		a.UI.Printf("whole copies would take %s: %s as much\n", ui.Size(s.Total.Logical), times(float64(s.Total.Logical)/float64(p.Total)))
 	}
+	a.UI.Printf("%s\n", verifiedText(oldestVerified(s.Verified), s.Verified.PacksNever, s.Verified.Packs))
 }
 
 func printGrowth(a *app.App, v repo.VMStats) {
