@@ -197,9 +197,10 @@ anonymous() {
 	}
 	function know(name, new) { if (!(name in word)) { word[name] = new; order[++n] = name } }
 	# Only where no letter or digit stands beside it, for a VM may be called "a".
-	function swap(s, from, to,   out, at, whole) {
+	function swap(s, from, to,   out, at, before, whole) {
 		while ((at = index(s, from)) > 0) {
-			whole = substr(out s, length(out) + at - 1, 1) !~ /[A-Za-z0-9]/ && substr(s, at + length(from), 1) !~ /[A-Za-z0-9]/
+			before = substr(" " out s, length(out) + at, 1)
+			whole = before !~ /[A-Za-z0-9]/ && substr(s, at + length(from), 1) !~ /[A-Za-z0-9]/
 			out = out substr(s, 1, at - 1) (whole ? to : from); s = substr(s, at + length(from))
 		}
 		return out s
