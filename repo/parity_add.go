@@ -37,7 +37,7 @@ type ParityReport struct {
 // AddParity makes, without keys, parity files for packs, manifests and the like that
 // have none, one that is damaged, or one with less than is asked for. It reads every
 // file that needs one, and proves it while it does; what has parity already is not
-// proved, that is what Scrub is for. Index segments get none: they can be made anew
+// proved, that is what Scrub is for. Index segments get none, for they can be made anew
 // from the packs. It may run beside whatever else goes on in the repository, and when it
 // was interrupted the next one goes on. What is written later gets parity by itself only
 // if the repository was made so (InitOptions.Parity).
@@ -73,7 +73,7 @@ func addParityFS(ctx context.Context, fsys fsx.FS, id [16]byte, o ParityOptions)
 	var files []storedFile
 	var done, total int64
 	err := walkStored(ctx, fsys, func(f storedFile) error {
-		if f.kind != storedSegment {
+		if f.precious() {
 			files = append(files, f)
 			total += f.size
 		}

@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"math"
+	"path"
 	"slices"
 	"strings"
 	"time"
@@ -16,6 +17,7 @@ import (
 	"hikae/repo/internal/keys"
 	"hikae/repo/internal/pack"
 	"hikae/repo/internal/parity"
+	"hikae/repo/internal/sealed"
 )
 
 // ScrubBudget says how much a scrub verifies; the zero value is everything. What is
@@ -61,8 +63,13 @@ const (
 	remedyMendable = "hikae repair packs %v mends it from its parity file, if no more is damaged than that reaches; hikae check, with the passphrase, names the generations it hurts"
 	remedySidecar  = "nothing else is hurt; hikae repair packs --parity makes the parity file anew"
 	remedyMend     = "hikae repair packs mends it from its parity file; otherwise copy it back from another copy of the repository"
-	remedySlot     = "make a new key slot and remove this one"
-	remedyUpgrade  = "a newer hikae wrote it; upgrade this one"
+	// The same as what a check says of these files.
+	remedyIdentity     = "the name is in the manifests as well; remove the file, and the next backup writes it again"
+	remedyForgotten    = "copy the file back from another copy of the repository; it says which generations were forgotten on purpose"
+	remedyVerification = "it says only that a generation was good; remove the file, and hikae verify makes another"
+
+	remedySlot    = "make a new key slot and remove this one"
+	remedyUpgrade = "a newer hikae wrote it; upgrade this one"
 )
 
 // maxUnreadable is how many files in a row may be unreadable before a scrub takes it
@@ -305,7 +312,10 @@ func (f *scrubFile) problem(err error) Problem {
 	case f.parity >= 0:
 		p.Remedy = remedyMend
 	default:
-		p.Remedy = remedyManifest
+		p.Remedy = map[sealed.Type]string{
+			sealed.Manifest: remedyManifest, sealed.Identity: remedyIdentity,
+			sealed.Forgotten: remedyForgotten, sealed.Verification: remedyVerification,
+		}[sealedType(path.Base(f.path))]
 	}
 	return p
 }

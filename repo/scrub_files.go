@@ -14,6 +14,7 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+	"time"
 
 	"hikae/repo/internal/block"
 	"hikae/repo/internal/fsx"
@@ -28,7 +29,7 @@ type storedKind uint8
 const (
 	storedPack storedKind = iota // of blocks or of nodes
 	storedSegment
-	storedSealed // manifest, identity, what was forgotten
+	storedSealed // manifest, identity, what was forgotten, what was verified
 )
 
 // storedFile is one such file.
@@ -153,10 +154,23 @@ func sealedType(base string) sealed.Type {
 	if _, ok := parseRefFile(base); ok {
 		return sealed.Manifest
 	}
+	if rest, ok := strings.CutPrefix(base, verificationPrefix); ok {
+		digits, stamp, _ := strings.Cut(rest, "-")
+		n, err := strconv.ParseUint(digits, 10, 63)
+		at, terr := time.Parse(nameTime, stamp)
+		if err == nil && terr == nil && verificationName(n, at) == base {
+			return sealed.Verification
+		}
+	}
 	if base == identityName {
 		return sealed.Identity
 	}
 	return 0
+}
+
+// precious tells whether parity is made for the file: not for what can be made anew.
+func (f storedFile) precious() bool {
+	return f.kind == storedPack || f.kind == storedSealed && sealedType(path.Base(f.path)) != sealed.Verification
 }
 
 // proofBuffer is how much is read at once when a file is verified.
