@@ -262,6 +262,21 @@ func (d *fakeDisk) ReadAtContext(ctx context.Context, p []byte, off int64) (int,
 	return len(p), nil
 }
 
+// copied is a loan of bytes that nobody else has.
+type copied [][]byte
+
+func (c copied) Parts() [][]byte { return c }
+func (c copied) Return()         {}
+
+func (d *fakeDisk) Lend(ctx context.Context, off, n int64) (loan, error) {
+	if d.spec.Flat && d.spec.Delay == 0 && n%fakeBlock == 0 {
+		return copied(slices.Repeat([][]byte{flatBlock}, int(n/fakeBlock))), d.src.wait(ctx)
+	}
+	p := make([]byte, n)
+	k, err := d.ReadAtContext(ctx, p, off)
+	return copied{p[:k]}, err
+}
+
 // cold counts the blocks of an area that nobody prefetched, and marks them.
 func (d *fakeDisk) cold(off, n int64) (cold int) {
 	d.mu.Lock()

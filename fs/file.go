@@ -89,29 +89,62 @@ func (t *tree) Read(cancel <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.R
 	if k, ok := c.disk.areas.at(c.base + off); ok && k.hole && k.end >= c.base+off+n {
 		return zeros(n), fuse.OK
 	}
-	buf = buf[:n]
-	_, err := try(t.patience, in.Unique, cancel, func(ctx context.Context) (struct{}, error) {
-		return struct{}{}, c.readDisk(ctx, buf, off)
+	var l loan
+	_, err := try(t.patience, in.Unique, cancel, func(ctx context.Context) (_ struct{}, err error) {
+		l, err = c.lend(ctx, off, n)
+		return struct{}{}, err
 	})
 	if err != nil {
+		if l != nil { // too late
+			l.Return()
+		}
 		t.complaints.about(err, "reading failed", "generation", c.gen.ref.String(), "file", c.name, "disk", c.disk.name, "offset", c.base+off, "length", n)
 		return nil, fuse.Status(toErrno(err))
 	}
-	return fuse.ReadResultData(buf), fuse.OK
+	return &lent{l, int(n)}, fuse.OK
 }
 
-func (c *content) readDisk(ctx context.Context, p []byte, off int64) error {
-	n, err := c.disk.ReadAtContext(ctx, p, c.base+off)
-	switch {
-	case n == len(p):
-		return nil
-	case err == nil: // inside a disk there is no end
-		err = io.ErrUnexpectedEOF
-	case toErrno(err) != syscall.ENOENT:
-		return err
+// lend borrows a part of a file that is a window of a disk.
+func (c *content) lend(ctx context.Context, off, n int64) (loan, error) {
+	l, err := c.disk.Lend(ctx, c.base+off, n)
+	got := int64(0)
+	if err == nil {
+		for _, p := range l.Parts() {
+			got += int64(len(p))
+		}
+		if got == n {
+			return l, nil
+		}
+		l.Return()
+		err = io.ErrUnexpectedEOF // inside a disk there is no end
+	} else if toErrno(err) != syscall.ENOENT {
+		return nil, err
 	}
-	return fmt.Errorf("%w: %d of %d bytes read: %w", errMissing, n, len(p), err) // nor can a part of it not exist
+	return nil, fmt.Errorf("%w: %d of %d bytes read: %w", errMissing, got, n, err) // nor can a part of it not exist
 }
+
+// lent is the answer to a read: what the repository has in memory goes to the
+// kernel from where it lies.
+type lent struct {
+	loan
+	n int
+}
+
+// Slices makes go-fuse write the parts as they are.
+func (l *lent) Slices() ([][]byte, fuse.Status) { return l.Parts(), fuse.OK }
+
+func (l *lent) Size() int { return l.n }
+
+func (l *lent) Bytes(buf []byte) ([]byte, fuse.Status) {
+	buf = buf[:0]
+	for _, p := range l.Parts() {
+		buf = append(buf, p...)
+	}
+	return buf, fuse.OK
+}
+
+// Done is called once, when the kernel has the bytes or does not want them.
+func (l *lent) Done() { l.Return() }
 
 // zeroes is sent for holes, over and over, so that it stays in the CPU's cache.
 var zeroes [64 << 10]byte

@@ -333,8 +333,8 @@ func TestReadRequests(t *testing.T) {
 func TestShortReadsAreErrors(t *testing.T) {
 	for _, err := range []error{nil, io.EOF, errGone, unix.ENOENT, fmt.Errorf("x: %w", unix.ENOENT)} {
 		c := &content{disk: &shownDisk{disk: shortDisk{err}}}
-		if got := toErrno(c.readDisk(context.Background(), make([]byte, 10), 0)); got != unix.EIO {
-			t.Errorf("%v is %v to the reader", err, got)
+		if _, e := c.lend(context.Background(), 0, 10); toErrno(e) != unix.EIO {
+			t.Errorf("%v is %v to the reader", err, toErrno(e))
 		}
 	}
 }
@@ -343,6 +343,7 @@ type shortDisk struct{ err error }
 
 func (shortDisk) Size() int64                                                 { return 100 }
 func (d shortDisk) ReadAtContext(context.Context, []byte, int64) (int, error) { return 5, d.err }
+func (d shortDisk) Lend(context.Context, int64, int64) (loan, error)          { return copied{{1, 2, 3}}, d.err }
 func (shortDisk) NextData(context.Context, int64) (int64, int64, error)       { return 0, 100, nil }
 func (shortDisk) Prefetch(int64, int64)                                       {}
 

@@ -140,6 +140,14 @@ func (d stored) ReadAtContext(ctx context.Context, p []byte, off int64) (int, er
 	return n, known(err)
 }
 
+func (d stored) Lend(ctx context.Context, off, n int64) (loan, error) {
+	l, err := d.Disk.Lend(ctx, off, n)
+	if err != nil {
+		return nil, known(err)
+	}
+	return l, nil
+}
+
 func (d stored) NextData(ctx context.Context, off int64) (start, end int64, err error) {
 	start, end, err = d.Disk.NextData(ctx, off)
 	return start, end, known(err)

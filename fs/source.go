@@ -34,11 +34,21 @@ type disk interface {
 	Size() int64
 	// ReadAtContext fills p, which lies on the disk, or fails.
 	ReadAtContext(ctx context.Context, p []byte, off int64) (int, error)
+	// Lend returns n bytes at off, which lie on the disk, without copying them, or
+	// fails. n is at most maxRead.
+	Lend(ctx context.Context, off, n int64) (loan, error)
 	// NextData returns the first area at or after off that is not a hole, or
 	// io.EOF. Areas may adjoin.
 	NextData(ctx context.Context, off int64) (start, end int64, err error)
 	// Prefetch tells that this area will be read soon. It does not block.
 	Prefetch(off, n int64)
+}
+
+// loan is bytes of a disk on loan: nobody changes them until Return, which must be
+// called once.
+type loan interface {
+	Parts() [][]byte
+	Return()
 }
 
 type vmID struct{ host, name string }

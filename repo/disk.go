@@ -106,7 +106,7 @@ func (d *Disk) window(ctx context.Context, p []byte, off int64) error {
 			// A whole block goes straight where it belongs, unless it is in
 			// memory or on its way there.
 			if e, err = d.r.blocks.Lookup(ctx, rec.ID); err == nil && e == nil {
-				whole = append(whole, target{rec, dst})
+				whole = append(whole, target{rec: rec, dst: dst})
 				continue
 			}
 		} else {
@@ -129,8 +129,9 @@ func (d *Disk) window(ctx context.Context, p []byte, off int64) error {
 
 // target is a record and the block it fills.
 type target struct {
-	rec block.Record
-	dst []byte
+	rec  block.Record
+	dst  []byte
+	room bool // dst has codec.Slack bytes more, which may be overwritten
 }
 
 // runs sorts targets by place and joins neighbours, so that storage sees few and
@@ -188,7 +189,7 @@ func (r *Repository) fetchRun(ctx context.Context, part []target) error {
 		return r.fetch(ctx, part[0].rec, part[0].dst)
 	}
 	ok := make([]bool, len(part))
-	r.tryRun(ctx, part, ok)
+	r.tryRun(ctx, part, func(i int) { ok[i] = true })
 	for i, t := range part {
 		if !ok[i] {
 			if err := r.fetch(ctx, t.rec, t.dst); err != nil {
@@ -199,8 +200,8 @@ func (r *Repository) fetchRun(ctx context.Context, part []target) error {
 	return nil
 }
 
-// tryRun fills what it can from one read and says which.
-func (r *Repository) tryRun(ctx context.Context, part []target, ok []bool) {
+// tryRun fills what it can from one read and says of each when it is there.
+func (r *Repository) tryRun(ctx context.Context, part []target, there func(i int)) {
 	length := 0
 	for _, t := range part {
 		if r.plausible(t.rec) != nil {
@@ -221,7 +222,9 @@ func (r *Repository) tryRun(ctx context.Context, part []target, ok []bool) {
 	}
 	for i, t := range part {
 		n := int(t.rec.Length)
-		ok[i] = r.unseal(e.Value(), x, t.rec, sealed[:n:n], t.dst) == nil
+		if r.unsealTarget(e.Value(), x, t, sealed[:n:n]) == nil {
+			there(i)
+		}
 		sealed = sealed[n:]
 	}
 }
@@ -297,84 +300,4 @@ func aligned(off, n, bs, size int64) error {
 		return fmt.Errorf("bytes %d to %d are not whole blocks of %d", off, off+n, bs)
 	}
 	return nil
-}
-
-// Prefetch loads a stretch into the cache in the background, as far as there is
-// room and nothing better to do: it is a hint, drops what is too much, never
-// fails and never waits.
-func (d *Disk) Prefetch(off, n int64) {
-	r := d.r
-	n = min(n, d.size-off, r.opt.BlockCacheBytes/2, readWindow)
-	if off < 0 || n <= 0 || r.life.Err() != nil {
-		return
-	}
-	select {
-	case r.ahead <- struct{}{}:
-	default:
-		return
-	}
-	r.background.Add(1)
-	go func() {
-		defer r.background.Done()
-		defer func() { <-r.ahead }()
-		d.prefetch(off, n)
-	}()
-}
-
-func (d *Disk) prefetch(off, n int64) {
-	r := d.r
-	bs := int64(r.config.BlockSize)
-	first := off / bs
-	records := make([]block.Record, (off+n-1)/bs-first+1)
-	if d.tree.Records(r.life, loader{r}, first, records) != nil {
-		return
-	}
-	// Reserving comes first: who wants such a block from now on waits for us
-	// instead of reading it a second time.
-	var all []target
-	reserved := make(map[block.ID]*blockEntry)
-	for _, rec := range records {
-		if rec.IsHole() {
-			continue
-		}
-		if e := r.blocks.Reserve(rec.ID); e != nil {
-			reserved[rec.ID] = e
-			all = append(all, target{rec: rec})
-		}
-	}
-	if len(all) == 0 {
-		return
-	}
-	fill := func(part []target) {
-		bufs := make([]*[]byte, len(part))
-		for i := range part {
-			bufs[i] = r.buffers.Get().(*[]byte)
-			part[i].dst = *bufs[i]
-		}
-		ok := make([]bool, len(part))
-		if r.life.Err() == nil {
-			r.tryRun(r.life, part, ok)
-		}
-		for i, t := range part {
-			if e := reserved[t.rec.ID]; ok[i] {
-				e.Fill(bufs[i], bs)
-			} else {
-				r.buffers.Put(bufs[i])
-				e.Fail()
-			}
-		}
-	}
-	for _, part := range runs(all, maxRun/2) {
-		select {
-		case r.ahead <- struct{}{}:
-			r.background.Add(1)
-			go func() {
-				defer r.background.Done()
-				defer func() { <-r.ahead }()
-				fill(part)
-			}()
-		default:
-			fill(part)
-		}
-	}
 }

@@ -124,6 +124,18 @@ func (r *Repository) unseal(p *pack.Pack, x *reader, rec block.Record, sealed, d
 	return r.codec.Decompress(dst, rec.Kind, payload)
 }
 
+// unsealTarget is unseal, quicker for a target with room.
+func (r *Repository) unsealTarget(p *pack.Pack, x *reader, t target, sealed []byte) error {
+	if !t.room {
+		return r.unseal(p, x, t.rec, sealed, t.dst)
+	}
+	payload, err := p.Unseal(&x.Scratch, t.rec, len(t.dst), sealed)
+	if err != nil {
+		return err
+	}
+	return r.codec.DecompressRoomy(t.dst, t.rec.Kind, payload)
+}
+
 // fetch fills dst with the plaintext of a record. The record's place is a hint;
 // when it fails the index may know another one.
 func (r *Repository) fetch(ctx context.Context, rec block.Record, dst []byte) error {

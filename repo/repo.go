@@ -58,7 +58,8 @@ type Repository struct {
 	codec   *codec.Decompressor
 	hashers sync.Pool // of *hasher
 	readers sync.Pool // of *reader
-	buffers sync.Pool // of *[]byte, one block each
+	buffers sync.Pool // of *[]byte, one block each, with codec.Slack to spare
+	zeros   []byte    // lent out for holes
 
 	packs  *cache.Cache[packKey, *pack.Pack]
 	blocks *cache.Cache[block.ID, *[]byte]
@@ -78,7 +79,7 @@ type Repository struct {
 	life       context.Context // ends with Close
 	end        context.CancelFunc
 	background sync.WaitGroup
-	ahead      chan struct{} // one token for each prefetching goroutine
+	ahead      prefetcher
 }
 
 type packKey struct {
@@ -145,7 +146,7 @@ func openFS(ctx context.Context, fsys fsx.FS, dir string, secret Secret, o Optio
 		ring.Wipe()
 		return nil, fmt.Errorf("%s: %w", dir, err)
 	}
-	r := &Repository{fs: fsys, dir: dir, config: c, ring: ring, opt: o, log: o.Logger, ahead: make(chan struct{}, 2*o.Workers)}
+	r := &Repository{fs: fsys, dir: dir, config: c, ring: ring, opt: o, log: o.Logger}
 	if r.box, err = sealed.New(ring, c.id); err != nil {
 		return nil, err
 	}
@@ -155,7 +156,7 @@ func openFS(ctx context.Context, fsys fsx.FS, dir string, secret Secret, o Optio
 	r.hashers.New = func() any { return newHasher(ring) }
 	r.readers.New = func() any { return &reader{buf: make([]byte, 0, c.BlockSize+pack.Overhead)} }
 	r.buffers.New = func() any {
-		b := make([]byte, c.BlockSize)
+		b := make([]byte, c.BlockSize, c.BlockSize+codec.Slack)
 		return &b
 	}
 	byID := func(id block.ID) uint32 { return uint32(id[0]) | uint32(id[1])<<8 }
@@ -163,6 +164,7 @@ func openFS(ctx context.Context, fsys fsx.FS, dir string, secret Secret, o Optio
 		func(p *pack.Pack) { _ = p.Close() })
 	r.blocks = cache.New(o.BlockCacheBytes, 8, byID, func(b *[]byte) { r.buffers.Put(b) })
 	r.nodes = cache.New[block.ID, []byte](o.NodeCacheBytes, 8, byID, nil)
+	r.zeros = make([]byte, 64<<10)
 	r.life, r.end = context.WithCancel(context.Background())
 	return r, nil
 }

@@ -81,17 +81,10 @@ func (c *Cache[K, V]) Get(ctx context.Context, k K, load func(context.Context) (
 			s.push(e)
 		}
 		s.mu.Unlock()
-		select {
-		case <-e.loaded:
-		case <-ctx.Done():
-			e.Release()
-			return nil, ctx.Err()
-		}
-		if e.err == nil {
+		err := e.Wait(ctx)
+		if err == nil {
 			return e, nil
 		}
-		err := e.err
-		e.Release()
 		if !isContext(err) && !errors.Is(err, errGone) {
 			return nil, err
 		}
@@ -155,6 +148,46 @@ func (c *Cache[K, V]) Reserve(k K) *Entry[K, V] {
 	s.entries[k] = e
 	return e
 }
+
+// Claim is Reserve for who needs the value as well. Unless mine is true the entry is
+// on loan and its value may still be on its way: Wait must follow. If mine is true,
+// Keep or Fail must follow. renew says that the value is likely to be asked for again
+// soon: it becomes the youngest.
+func (c *Cache[K, V]) Claim(k K, renew bool) (e *Entry[K, V], mine bool) {
+	s := c.shard(k)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if e := s.entries[k]; e != nil {
+		e.users++
+		if renew && e.next != nil {
+			e.unlink()
+			s.push(e)
+		}
+		return e, false
+	}
+	e = &Entry[K, V]{shard: s, key: k, loaded: make(chan struct{}), users: 1, cached: true}
+	s.entries[k] = e
+	return e, true
+}
+
+// Wait returns when the value of a claimed entry is there. After an error the loan
+// has ended; Get tells whether the value can be had at all.
+func (e *Entry[K, V]) Wait(ctx context.Context) error {
+	select {
+	case <-e.loaded:
+	case <-ctx.Done():
+		e.Release()
+		return ctx.Err()
+	}
+	if err := e.err; err != nil {
+		e.Release()
+		return err
+	}
+	return nil
+}
+
+// Keep ends a reservation with a value, which stays on loan.
+func (e *Entry[K, V]) Keep(v V, size int64) { e.fill(v, size) }
 
 // Fill ends a reservation with a value, which it gives up: e must not be used any
 // more.

@@ -136,3 +136,71 @@ func TestErrorsAreNotKept(t *testing.T) {
 	}
 	e.Release()
 }
+
+// A claim is a loan to everybody but the one who loads.
+func TestClaim(t *testing.T) {
+	ctx := context.Background()
+	var freed []int
+	c := New(1, 1, id, func(v int) { freed = append(freed, v) })
+	e, mine := c.Claim(1, false)
+	if !mine {
+		t.Fatal("somebody else loads what nobody asked for")
+	}
+	other, mine := c.Claim(1, false)
+	if mine {
+		t.Fatal("two load the same")
+	}
+	stopped, stop := context.WithCancel(ctx)
+	stop()
+	third, _ := c.Claim(1, false)
+	if err := third.Wait(stopped); !errors.Is(err, context.Canceled) {
+		t.Fatalf("waiting with a context that ended: %v", err)
+	}
+	e.Keep(7, 1)
+	if err := other.Wait(ctx); err != nil || other.Value() != 7 || e.Value() != 7 {
+		t.Fatalf("%v, %d", err, other.Value())
+	}
+	// Out of the cache, but on loan twice.
+	c.Drop(1)
+	other.Release()
+	if len(freed) > 0 {
+		t.Fatal("freed while on loan")
+	}
+	e.Release()
+	if len(freed) != 1 {
+		t.Fatalf("freed %d times", len(freed))
+	}
+	// A failed load ends the others' loans; each can try for itself.
+	e, _ = c.Claim(2, false)
+	other, _ = c.Claim(2, false)
+	e.Fail()
+	if err := other.Wait(ctx); err == nil {
+		t.Fatal("a value that nobody loaded")
+	}
+	if _, mine := c.Claim(2, false); !mine {
+		t.Fatal("nobody may try again")
+	}
+}
+
+// What is claimed without renewing leaves in the order in which it came.
+func TestClaimRenews(t *testing.T) {
+	for _, renew := range []bool{false, true} {
+		c := New[int, int](2, 1, id, nil)
+		for k := 1; k <= 2; k++ {
+			e, _ := c.Claim(k, false)
+			e.Keep(k, 1)
+			e.Release()
+		}
+		e, _ := c.Claim(1, renew)
+		if err := e.Wait(context.Background()); err != nil {
+			t.Fatal(err)
+		}
+		e.Release()
+		e, _ = c.Claim(3, false)
+		e.Keep(3, 1)
+		e.Release()
+		if _, gone := c.Claim(1, false); gone == renew {
+			t.Errorf("renewed %v, and gone %v", renew, gone)
+		}
+	}
+}
