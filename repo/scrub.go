@@ -87,7 +87,7 @@ const maxUnreadable = 16
 //
 // Problems are in the report, which comes also with the error of a ctx that ended. That
 // nobody tampered with the files only Check with ReadData can tell, for whoever can write
-// can compute a SHA-256 too. Its memory is about 200 bytes for each file: 30 MB in a
+// can compute a SHA-256 too. Its memory is about 150 bytes for each file: 20 MB in a
 // repository of 4 TiB.
 func Scrub(ctx context.Context, dir string, o ScrubOptions) (*ScrubReport, error) {
 	fsys, c, err := openKeyless(dir)

@@ -6,9 +6,11 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"io/fs"
 	"maps"
 	"math/rand/v2"
 	"path"
+	"runtime"
 	"slices"
 	"strings"
 	"syscall"
@@ -380,5 +382,89 @@ func TestCheckRemembers(t *testing.T) {
 			t.Fatalf("%+v, %v", v, err)
 		}
 		_ = r.Close()
+	}
+}
+
+// crowd is a directory tree of n packs that nobody wrote, as 4 TiB have.
+type crowd struct {
+	*fsx.Mem
+	n int
+}
+
+func (c crowd) ReadDir(name string) ([]fs.DirEntry, error) {
+	switch {
+	case name == "packs":
+		var dirs []fs.DirEntry
+		for i := range 256 {
+			dirs = append(dirs, fs.FileInfoToDirEntry(entry{fmt.Sprintf("%02x", i), 0, true}))
+		}
+		return dirs, nil
+	case strings.HasPrefix(name, "packs/"):
+		var files []fs.DirEntry
+		for i := range c.n / 256 {
+			files = append(files, fs.FileInfoToDirEntry(entry{fmt.Sprintf("%s%014x", path.Base(name), i+1), 32 << 20, false}))
+		}
+		return files, nil
+	}
+	return c.Mem.ReadDir(name)
+}
+
+type entry struct {
+	name string
+	size int64
+	dir  bool
+}
+
+func (e entry) Name() string { return e.name }
+func (e entry) Size() int64  { return e.size }
+func (e entry) IsDir() bool  { return e.dir }
+func (e entry) Mode() fs.FileMode {
+	if e.dir {
+		return fs.ModeDir
+	}
+	return 0
+}
+func (e entry) ModTime() time.Time { return time.Time{} }
+func (e entry) Sys() any           { return nil }
+
+// At 4 TiB a scrub's memory is tens of MiB. All but the last pack was verified.
+func TestScrubMemory(t *testing.T) {
+	const packs = 131072
+	mem := fsx.NewMem()
+	all := dates{}
+	id := [16]byte{9}
+	c := crowd{mem, packs}
+	var last string
+	err := walkStored(context.Background(), c, func(f storedFile) error {
+		last = f.path
+		all[dateKeyOf(last)] = testClock().Unix()
+		return nil
+	}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	delete(all, dateKeyOf(last))
+	plant(t, mem, verifiedDir+"/0123456789abcdef", encodeDates(id, all))
+	if err := mem.MkdirAll("keys"); err != nil {
+		t.Fatal(err)
+	}
+	var before, during runtime.MemStats
+	all = nil
+	runtime.GC()
+	runtime.ReadMemStats(&before)
+	report, err := scrubFS(context.Background(), c, id, ScrubOptions{
+		Clock: testClock, Budget: ScrubBudget{Bytes: 1},
+		Progress: func(int64, int64) {
+			runtime.GC()
+			runtime.ReadMemStats(&during)
+		},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	used := int64(during.HeapAlloc) - int64(before.HeapAlloc)
+	t.Logf("%d MiB", used>>20)
+	if report.Packs != packs-1 || report.PacksNever != 0 || report.Vanished != 1 || used > 64<<20 {
+		t.Fatalf("%d bytes, %+v", used, report)
 	}
 }
