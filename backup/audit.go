@@ -39,7 +39,7 @@ func (r *run) auditAll(ctx context.Context) error {
 		}
 		found, err := r.audit(ctx, p)
 		if p.parent != nil && errors.Is(err, repo.ErrDamaged) {
-			return r.withoutParent(ctx, p, r.plan, err)
+			return r.aroundDamage(ctx, p, r.plan, err)
 		}
 		if found != "" {
 			mu.Lock()

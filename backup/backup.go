@@ -123,6 +123,9 @@ type Result struct {
 	BytesChanged int64 `json:"bytes_changed"`
 	// BytesRead is what was asked of the host (or of image files) for data.
 	BytesRead int64 `json:"bytes_read"`
+	// BytesHealed is how much of the previous generation was lost in damaged packs
+	// and is in this one again, read with the rest (holes excepted).
+	BytesHealed int64 `json:"bytes_healed"`
 	// BytesAudited is what was read to sample the truth of change tracking.
 	BytesAudited int64 `json:"bytes_audited"`
 	// BytesStored is what the repository grew by, compressed and sealed.
@@ -144,6 +147,7 @@ type DiskResult struct {
 	BytesCapacity int64  `json:"bytes_capacity"`
 	BytesChanged  int64  `json:"bytes_changed"`
 	BytesRead     int64  `json:"bytes_read"`
+	BytesHealed   int64  `json:"bytes_healed"`
 	BytesAudited  int64  `json:"bytes_audited"`
 	BytesNew      int64  `json:"bytes_new"` // blocks the repository did not have, before compression
 }

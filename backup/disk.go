@@ -29,6 +29,10 @@ type diskPlan struct {
 	zeros bool
 	told  bool // this is somebody's word, so what is not read has to be sampled
 
+	lost     []area // what the previous generation has no more: whole blocks, sorted
+	searched bool   // lost is all that can be found by reading the tree
+	forsaken string // why nothing is taken from the previous generation, though it has the disk
+
 	changed int64 // bytes of areas before reads were joined
 	read    atomic.Int64
 	audited atomic.Int64
@@ -74,35 +78,15 @@ type replan func(ctx context.Context, p *diskPlan, doubt string) error
 
 // storeOrReplan reads what was planned into the session. A damaged previous
 // generation must not keep the next one from being made, for that is what the
-// operator needs most then: the disk is read again without it.
+// operator needs most then: the disk is read again around the damage.
 func (k *worker) storeOrReplan(ctx context.Context, p *diskPlan, bufs *pool, plan replan) error {
 	err := k.store(ctx, p, bufs)
-	if p.parent == nil || !errors.Is(err, repo.ErrDamaged) {
-		return err
-	}
-	if err := k.withoutParent(ctx, p, plan, err); err != nil {
-		return err
-	}
-	k.meter.grow(total(p.areas))
-	return k.store(ctx, p, bufs)
-}
-
-// withoutParent plans again for a disk whose previous generation turned out to
-// be damaged.
-func (k *worker) withoutParent(ctx context.Context, p *diskPlan, plan replan, cause error) error {
-	k.log.Warn("the previous generation is damaged, reading the disk without it", "disk", p.disk.Label, "error", cause)
-	p.parent, p.before = nil, nil
-	if err := plan(ctx, p, ""); err != nil {
-		return err
-	}
-	p.reason = "the previous generation is damaged: " + oneLine(cause)
-	if !p.told {
-		return nil
-	}
-	lie, err := k.audit(ctx, p)
-	if lie != "" {
-		p.because(lie)
-		p.readAll()
+	for p.parent != nil && errors.Is(err, repo.ErrDamaged) {
+		if err := k.aroundDamage(ctx, p, plan, err); err != nil {
+			return err
+		}
+		k.meter.grow(total(p.areas))
+		err = k.store(ctx, p, bufs)
 	}
 	return err
 }
@@ -166,6 +150,7 @@ func (p *diskPlan) manifest() repo.DiskManifest {
 func (p *diskPlan) result() DiskResult {
 	return DiskResult{
 		Label: p.disk.Label, Name: p.name, Mode: p.mode, Reason: p.reason, BytesCapacity: p.disk.Capacity,
-		BytesChanged: p.changed, BytesRead: p.read.Load(), BytesAudited: p.audited.Load(), BytesNew: p.tree.Stats.BytesNew,
+		BytesChanged: p.changed, BytesRead: p.read.Load(), BytesHealed: p.healed(), BytesAudited: p.audited.Load(),
+		BytesNew: p.tree.Stats.BytesNew,
 	}
 }

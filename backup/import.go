@@ -108,18 +108,21 @@ func (m *importing) run(ctx context.Context) (err error) {
 	if err := m.configure(); err != nil {
 		return err
 	}
-	var toRead int64
-	for _, p := range m.plans {
-		if err := m.plan(ctx, p, ""); err != nil {
-			return err
-		}
-		toRead += total(p.areas)
-	}
 	m.session, err = m.Repo.Begin(ctx, repo.SessionOptions{Compression: m.Compression})
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, m.session.Close()) }()
+	var toRead int64
+	for _, p := range m.plans {
+		if err := m.findLost(ctx, p, false); err != nil {
+			return err
+		}
+		if err := m.plan(ctx, p, ""); err != nil {
+			return err
+		}
+		toRead += total(p.areas)
+	}
 	m.meter.begin(PhaseRead, toRead, "")
 	bufs := newPool(poolPieces)
 	g, gctx := errgroup.WithContext(ctx)
@@ -345,8 +348,16 @@ func (m *importing) nvram(config *vmx.File, base string) error {
 // plan decides which areas of an image to read. Holes of the image are zeros by
 // the word of the local file system, which is taken.
 func (m *importing) plan(ctx context.Context, p *diskPlan, doubt string) error {
+	if err := m.planAreas(ctx, p, doubt); err != nil {
+		return err
+	}
+	p.tellHealed()
+	return nil
+}
+
+func (m *importing) planAreas(ctx context.Context, p *diskPlan, doubt string) error {
 	capacity := p.disk.Capacity
-	p.mode, p.reason = repo.ModeImport, ""
+	p.mode, p.reason = repo.ModeImport, p.forsaken
 	p.told, p.zeros, p.cover = false, true, nil
 	if p.parent != nil && p.parent.Size() > capacity {
 		p.parent = nil
@@ -367,9 +378,10 @@ func (m *importing) plan(ctx context.Context, p *diskPlan, doubt string) error {
 			from := old / p.block * p.block
 			changed = union(changed, []area{{Offset: from, Length: capacity - from}})
 		}
-		p.cover = roundOut(changed, p.block, capacity)
+		changed = roundOut(changed, p.block, capacity)
+		p.cover = union(changed, p.lost)
 		p.areas = intersect(p.cover, data)
-		p.changed, p.zeros, p.told = total(p.cover), false, true
+		p.changed, p.zeros, p.told = total(changed), false, true
 		p.because("changed areas were given")
 		return nil
 	}
@@ -400,7 +412,7 @@ func (m *importing) sample(ctx context.Context, p *diskPlan) error {
 	}
 	lie, err := m.audit(ctx, p)
 	if p.parent != nil && errors.Is(err, repo.ErrDamaged) {
-		return m.withoutParent(ctx, p, m.plan, err)
+		return m.aroundDamage(ctx, p, m.plan, err)
 	}
 	if err != nil || lie == "" {
 		return err

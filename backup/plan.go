@@ -1,6 +1,7 @@
 package backup
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -33,7 +34,12 @@ func (r *run) readDisks(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := r.each(ctx, func(ctx context.Context, p *diskPlan) error { return r.plan(ctx, p, "") }); err != nil {
+	if err := r.each(ctx, func(ctx context.Context, p *diskPlan) error {
+		if err := r.findLost(ctx, p, false); err != nil {
+			return err
+		}
+		return r.plan(ctx, p, "")
+	}); err != nil {
 		return err
 	}
 	if err := r.auditAll(ctx); err != nil {
@@ -122,6 +128,14 @@ func (r *run) describe(ctx context.Context, reader *esxi.DiskReader, d *esxi.Dis
 // plan decides which areas of a disk to read. doubt is why the host's word on
 // changed and allocated areas is not taken, "" when it is.
 func (r *run) plan(ctx context.Context, p *diskPlan, doubt string) error {
+	if err := r.planAreas(ctx, p, doubt); err != nil {
+		return err
+	}
+	p.tellHealed()
+	return nil
+}
+
+func (r *run) planAreas(ctx context.Context, p *diskPlan, doubt string) error {
 	capacity := p.disk.Capacity
 	p.told, p.zeros, p.cover = false, false, nil
 	switch {
@@ -130,7 +144,7 @@ func (r *run) plan(ctx context.Context, p *diskPlan, doubt string) error {
 	case r.parent == nil:
 		p.mode, p.reason = repo.ModeFull, "first generation of this VM"
 	case p.parent == nil:
-		p.mode, p.reason = repo.ModeFull, "the previous generation does not have this disk"
+		p.mode, p.reason = repo.ModeFull, cmp.Or(p.forsaken, "the previous generation does not have this disk")
 	case p.parent.Size() > capacity:
 		p.mode, p.reason = repo.ModeFull, "the disk is smaller than in the previous generation"
 		p.parent = nil
@@ -165,7 +179,7 @@ func (r *run) plan(ctx context.Context, p *diskPlan, doubt string) error {
 				areas = union(areas, behind)
 			}
 			p.take(areas)
-			return nil
+			return p.heal(ctx, r.oracle)
 		}
 		p.reason = why
 	}

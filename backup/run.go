@@ -344,6 +344,7 @@ func (res *Result) commit(ctx context.Context, s *repo.Session, m repo.Manifest,
 		res.BytesCapacity += d.BytesCapacity
 		res.BytesChanged += d.BytesChanged
 		res.BytesRead += d.BytesRead
+		res.BytesHealed += d.BytesHealed
 		res.BytesAudited += d.BytesAudited
 	}
 	m.Stats = repo.Stats{

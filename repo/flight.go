@@ -76,7 +76,8 @@ type reuse struct {
 	r         *Repository
 	mu        sync.RWMutex
 	condemned map[string]bool
-	lost      map[packKey]bool // marked in quarantine/, or found out by this session
+	lost      map[packKey]bool // marked in quarantine/
+	rotten    map[packKey]bool // with records that this session could not read
 	packs     map[packKey]bool // whether it may be pointed to
 	present   map[packKey]bool // whether its file is there and not lost
 	found     map[packKey]bool // of these, those the index led to
@@ -88,6 +89,7 @@ func (u *reuse) init(r *Repository) {
 	u.found = make(map[packKey]bool)
 	u.present = make(map[packKey]bool)
 	u.lost = make(map[packKey]bool)
+	u.rotten = make(map[packKey]bool)
 }
 
 // condemnedDir holds an entry for every pack that collection means to delete,
@@ -114,9 +116,10 @@ func (u *reuse) pack(t pack.Type, h block.Handle) bool {
 	k := packKey{t, h}
 	u.mu.RLock()
 	good, ok := u.packs[k]
+	rotten := u.rotten[k]
 	u.mu.RUnlock()
-	if ok {
-		return good
+	if ok || rotten {
+		return good && !rotten
 	}
 	good = u.look(k) == nil
 	u.mu.Lock()
@@ -125,8 +128,7 @@ func (u *reuse) pack(t pack.Type, h block.Handle) bool {
 	return good
 }
 
-// loadLost learns which packs are marked as lost or damaged. What the session found out
-// by itself stays.
+// loadLost learns which packs are marked as lost or damaged.
 func (u *reuse) loadLost() error {
 	marks, err := u.r.readQuarantine()
 	if err != nil {
@@ -148,13 +150,12 @@ func (u *reuse) anyLost() bool {
 	return len(u.lost) > 0
 }
 
-// distrust keeps the session from pointing to a pack any more.
+// distrust keeps the session from pointing to a pack anew. What a parent has in it counts
+// as there, as long as it can be read.
 func (u *reuse) distrust(k packKey) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	u.lost[k] = true
-	delete(u.packs, k)
-	delete(u.present, k)
+	u.rotten[k] = true
 }
 
 // there tells whether a pack can be read, as far as anybody knows. Storage is asked
