@@ -2,7 +2,9 @@
 // curious user run against when no real host is at hand.
 //
 // It speaks what a standalone host speaks on port 443: the vSphere API at /sdk
-// and the datastore at /folder. The VMs are real files in a directory that
+// and the datastore at /folder, and on port 22: a shell over SSH with ESXi's
+// busybox tools, vim-cmd, vmkfstools and esxcli, true to outputs that operators
+// published, in the editions 6.5, 6.7, 7.0 and 8.0. The VMs are real files in a directory that
 // plays the VMFS volume "datastore1": .vmx, descriptors, flat files, snapshot
 // links in the formats ESXi writes, change tracking files. qemu-img reads the
 // same disks the guest sees. Sessions, property collectors and views are those
@@ -19,7 +21,13 @@
 //   - More transfers at once than allowed are answered 503, at once.
 //   - The datastore has a capacity, and thick disks take theirs when made.
 //   - Changed areas come in pages.
-//   - With the free licence every call that is not known to read is refused.
+//   - With the free licence every call that is not known to read is refused. The
+//     shell is not concerned: vim-cmd speaks to the host from within.
+//   - SSH takes keyboard-interactive only unless options open more, AES only, no
+//     SFTP, no scp, and few sessions a connection.
+//   - What no published output settles differs between the editions: whether
+//     vim-cmd's faults show in its exit status, whether lists end in a comma,
+//     whether a snapshot is done when its command returns.
 //
 // It is a stand-in, not an emulator: no clusters, no virtual networks, no guest
 // but the one that the caller plays by WriteAt and ReadAt. Nothing here may be

@@ -82,6 +82,9 @@ func TestOpenSSHRunsTheHost(t *testing.T) {
 			{command: "scp -f x", errs: "not found", status: 127},
 			{command: "dd if='/vmfs/volumes/datastore1/web 01/web 01-flat.vmdk' bs=1M count=1 of=/dev/null", errs: "Device or resource busy", status: 1},
 		} {
+			if edition > "6.5" && edition < "8.0" && step.stdin == "" && step.command != "vmware -v" {
+				continue // a login costs time: the editions between do less
+			}
 			args := []string{step.command}
 			if step.command == "" {
 				args = []string{"-T"}

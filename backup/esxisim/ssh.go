@@ -228,12 +228,12 @@ func (s *sshd) accept() {
 		}
 		if _, hit := s.h.faults.ssh(FaultSSHRefuse, ""); hit {
 			s.h.log.Info("injected fault: ssh connection refused")
-			nc.Close()
+			nc.Close() //nolint:errcheck // that is the point
 			continue
 		}
 		c := &sshConn{Conn: nc, s: s, gone: make(chan struct{})}
 		if !s.add(c) {
-			nc.Close()
+			nc.Close() //nolint:errcheck // that is the point
 			continue
 		}
 		s.h.running.Go(func() {

@@ -16,7 +16,7 @@ func (s *sshd) session(c *sshConn, nc ssh.NewChannel) {
 	if err != nil {
 		return
 	}
-	defer ch.Close()
+	defer ch.Close() //nolint:errcheck // the client is gone, or is to go
 	env := map[string]string{}
 	tty := false
 	for r := range requests {

@@ -23,6 +23,9 @@ type ready struct {
 	User         string   `json:"user"`
 	PasswordFile string   `json:"password_file"`
 	Control      string   `json:"control"`
+	Edition      string   `json:"edition"`
+	SSH          string   `json:"ssh"`
+	Fingerprint  string   `json:"ssh_fingerprint"`
 	VMs          []string `json:"vms"`
 }
 
@@ -258,5 +261,42 @@ func TestServeStopsWhileImporting(t *testing.T) {
 	var out, errs bytes.Buffer
 	if code := run(ctx, []string{"serve", "--datastore", filepath.Join(dir, "ds"), "--vm", "x=" + raw}, nil, &out, &errs); code != 1 || out.Len() != 0 {
 		t.Errorf("exit code %d: %s%s", code, &out, &errs)
+	}
+}
+
+func TestEditionsAndOwners(t *testing.T) {
+	dir := t.TempDir()
+	raw := rawImage(t, dir, "d.raw", 4<<20, map[int64][]byte{1 << 20: noise(100_000)})
+	line, _ := serve(t, "--datastore", filepath.Join(dir, "ds"), "--vm", "vm="+raw, "--ssh", "127.0.0.1:0", "--edition", "6.7", "--free")
+	if line.Edition != "6.7" || !strings.HasPrefix(line.Fingerprint, "SHA256:") || !strings.HasPrefix(line.SSH, "127.0.0.1:") {
+		t.Errorf("ready: %+v", line)
+	}
+	t.Setenv("ESXISIM_CONTROL", line.Control)
+	for _, args := range []string{
+		"vm snapshot vm one", "vm revert vm one", "vm remove vm one", "vm grow vm 0 8M", "vm track vm off", "vm add-disk vm independent 1M",
+		"vm add-disk vm rdm-physical 1M", "vm add-disk vm rdm-virtual 1M", "vm add-disk vm thick 1M", "vm power-on vm", "vm suspend vm", "vm power-on vm",
+		"vm annotate vm note", "vm power-off vm", "vm track vm on", "vm strange-tracking vm", "vm snapshot vm two", "vm track-blind vm", "crash",
+		"fault ssh-refuse", "fault ssh-drop --after 1M --command dd", "fault ssh-command snapshot.create --fault TaskInProgress", "fault ssh-hang --command vim-cmd --count -1", "fault clear",
+	} {
+		cli(t, 0, nil, strings.Fields(args)...)
+	}
+	for _, c := range []struct {
+		code       int
+		args, text string
+	}{
+		{2, "vm", "vm takes an action"},
+		{2, "vm fly vm", "there is no action"},
+		{2, "vm grow vm 0", "VM DISK SIZE"},
+		{1, "vm grow vm 0 1M", "cannot grow"},
+		{1, "vm revert vm none", "no snapshot called"},
+		{1, "vm suspend vm", "powered off"},
+		{1, "vm add-disk vm round 1M", "not \"round\""},
+		{1, "fault ssh-command x --fault NoSuchFault", "NoSuchFault"},
+		{1, "serve --datastore " + filepath.Join(dir, "other") + " --edition 5.5", "no edition"},
+		{2, "serve --datastore " + filepath.Join(dir, "other") + " --ssh-password", "need --ssh"},
+	} {
+		if _, errs := cli(t, c.code, nil, strings.Fields(c.args)...); !strings.Contains(errs, c.text) {
+			t.Errorf("%s: %q lacks %q", c.args, errs, c.text)
+		}
 	}
 }

@@ -61,6 +61,8 @@ func listenControl(h *esxisim.Host, path string) (*control, error) {
 	mux.HandleFunc("POST /become", c.become)
 	mux.HandleFunc("GET /read", c.read)
 	mux.HandleFunc("GET /stats", c.stats)
+	mux.HandleFunc("POST /vm", c.vm)
+	mux.HandleFunc("POST /crash", c.crash)
 	mux.HandleFunc("POST /fault", c.fault)
 	mux.HandleFunc("DELETE /fault", c.clear)
 	c.server = &http.Server{Handler: mux, ReadHeaderTimeout: 10 * time.Second}

@@ -93,6 +93,25 @@ func faultCommand() *cobra.Command {
 			}
 			return nil
 		})
+	command := func(cmd *cobra.Command, f *esxisim.Fault) {
+		count(cmd, f)
+		cmd.Flags().StringVar(&f.Command, "command", "", "only commands whose line contains this")
+	}
+	add("ssh-refuse", "Close a new SSH connection at once", esxisim.FaultSSHRefuse, count, nil, exactArgs(0))
+	var sshAfter string
+	add("ssh-drop", "Cut the connection of an SSH session after some bytes", esxisim.FaultSSHDrop, func(cmd *cobra.Command, f *esxisim.Fault) {
+		command(cmd, f)
+		cmd.Flags().StringVar(&sshAfter, "after", "0", "bytes of the session, both ways, that pass first (K, M, G)")
+	}, func(_ []string, f *esxisim.Fault) (err error) { f.After, err = parseSize(sshAfter); return err }, exactArgs(0))
+	add("ssh-command TEXT", "Fail or delay a command whose line contains the text, or lose its answer", esxisim.FaultSSHCommand, func(cmd *cobra.Command, f *esxisim.Fault) {
+		count(cmd, f)
+		cmd.Flags().StringVar(&f.Fault, "fault", "", "fault type that it prints as vim-cmd does, as TaskInProgress")
+		cmd.Flags().StringVar(&f.Message, "message", "", "what it prints instead of being carried out")
+		cmd.Flags().IntVar(&f.Status, "status", 0, "its exit status, without being carried out")
+		cmd.Flags().DurationVar(&f.Delay, "delay", 0, "time that passes first")
+		cmd.Flags().BoolVar(&f.Lost, "lost", false, "carry it out and cut the connection")
+	}, func(args []string, f *esxisim.Fault) error { f.Command = args[0]; return nil }, exactArgs(1))
+	add("ssh-hang", "Let a command never answer", esxisim.FaultSSHHang, command, nil, exactArgs(0))
 	cmd.AddCommand(&cobra.Command{
 		Use: "clear", Short: "End all faults and the limit on space", Args: exactArgs(0),
 		RunE: func(cmd *cobra.Command, _ []string) error {

@@ -60,7 +60,7 @@ Exit codes: 0 done, 1 failed, 2 wrong usage.`,
 	root.SetOut(out)
 	root.SetErr(errs)
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usage("%v", err) })
-	root.AddCommand(serveCommand(), writeCommand(), becomeCommand(), readCommand(), statsCommand(), faultCommand())
+	root.AddCommand(serveCommand(), writeCommand(), becomeCommand(), readCommand(), statsCommand(), faultCommand(), vmCommand(), crashCommand())
 	err := root.ExecuteContext(ctx)
 	switch {
 	case err == nil:

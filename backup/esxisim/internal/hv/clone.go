@@ -14,7 +14,7 @@ import (
 )
 
 // Clone copies a disk with all its parents into a new one without any.
-func (h *Host) Clone(ctx context.Context, from, to string, thin, eager bool) error {
+func (h *Host) Clone(ctx context.Context, from, to string, thin, eager bool) (err error) {
 	base, ok := strings.CutSuffix(path.Base(to), ".vmdk")
 	if !ok || base == "" {
 		return fail(ErrInvalid, "name", "%s is not the path of a .vmdk file", to)
@@ -32,7 +32,7 @@ func (h *Host) Clone(ctx context.Context, from, to string, thin, eager bool) err
 	if err != nil {
 		return fail(ErrInvalid, from, "cannot open the disk %s: %v", from, err)
 	}
-	defer src.Close()
+	defer func() { err = errors.Join(err, src.Close()) }()
 	need := src.Capacity()
 	if thin {
 		need = 0

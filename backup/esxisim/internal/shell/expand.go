@@ -308,11 +308,9 @@ func (s *Shell) glob(pat string) []string {
 	var out []string
 	for _, f := range found {
 		f = strings.TrimSuffix(f, "/")
-		dir, name := "/", f
+		dir, name := ".", f
 		if i := strings.LastIndexByte(f, '/'); i >= 0 {
 			dir, name = f[:i+1], f[i+1:]
-		} else {
-			dir = "."
 		}
 		names, err := s.host.List(Abs(s.dir, dir))
 		if err == nil && slices.Contains(names, name) {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"strings"
+	"sync/atomic"
 	"syscall"
 )
 
@@ -219,7 +220,7 @@ func (s *Shell) pipeline(ctx context.Context, cmds []node, io3 stdio) result {
 		if i < len(cmds)-1 {
 			var next *io.PipeReader
 			next, w = io.Pipe()
-			each.out, in = w, next
+			each.out, in = &pipeOut{w: w}, next
 		}
 		sub := s.Sub()
 		go func() {
@@ -228,7 +229,7 @@ func (s *Shell) pipeline(ctx context.Context, cmds []node, io3 stdio) result {
 				w.Close() //nolint:errcheck // never fails
 			}
 			if r != nil {
-				r.CloseWithError(syscall.EPIPE) //nolint:errcheck // never fails
+				r.CloseWithError(syscall.EPIPE)
 			}
 			if i == len(cmds)-1 {
 				status <- res.status
@@ -242,7 +243,30 @@ func (s *Shell) pipeline(ctx context.Context, cmds []node, io3 stdio) result {
 	return result{status: <-status}
 }
 
+// pipeOut is a pipe's writing end. Who writes to one that nobody reads any more
+// dies of it.
+type pipeOut struct {
+	w      *io.PipeWriter
+	broken atomic.Bool
+}
+
+func (p *pipeOut) Write(b []byte) (int, error) {
+	n, err := p.w.Write(b)
+	if err != nil {
+		p.broken.Store(true)
+	}
+	return n, err
+}
+
 func (s *Shell) simple(ctx context.Context, n *simple, io3 stdio) result {
+	r := s.run(ctx, n, io3)
+	if p, ok := io3.out.(*pipeOut); ok && p.broken.Load() {
+		return result{status: 141, flow: leave}
+	}
+	return r
+}
+
+func (s *Shell) run(ctx context.Context, n *simple, io3 stdio) result {
 	args, err := s.fields(ctx, n.words, io3)
 	if err != nil {
 		return s.fatal(io3, err)
