@@ -37,6 +37,10 @@ type Schedule struct {
 	Job    string
 	Always bool
 
+	// Relative tells that Next counts from the moment given, whatever clocks
+	// show ("every").
+	Relative bool
+
 	text string
 	next func(after time.Time) time.Time
 }
@@ -91,6 +95,7 @@ func Parse(text string, loc *time.Location) (*Schedule, error) {
 		}
 		s.Job = strings.Fields(text)[1] // names keep their case
 	case "every":
+		s.Relative = true
 		s.next, err = every(args)
 	case "once":
 		s.next, err = once(args, loc)
