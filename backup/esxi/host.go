@@ -218,6 +218,7 @@ type machineControl interface {
 type fileControl interface {
 	makeDirectory(ctx context.Context, dsPath string) error
 	remove(ctx context.Context, dsPath string) error
+	removeEmpty(ctx context.Context, dsPath string) error
 }
 
 // ReadFile reads a small datastore file whole; one larger than limit bytes is
