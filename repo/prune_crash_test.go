@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"math/rand/v2"
+	"strings"
 	"testing"
 	"time"
 
@@ -201,4 +202,30 @@ func TestPruneBesideBackups(t *testing.T) {
 	}
 	tidy(t, mem, fresh)
 	t.Logf("%d runs", runs)
+}
+
+// A process that could not write its records into the index does not bring them back
+// when others have deleted their packs.
+func TestIndexForgetsWhatWentMeanwhile(t *testing.T) {
+	ctx := context.Background()
+	mem, r := newMem(t)
+	faulty := fsx.NewFaulty(mem)
+	other := mustOpen(t, faulty)
+	defer other.Close()
+	keep := mustBackup(t, r, testVM, 0, noise(1, 2))
+	faulty.Plan(fsx.Plan{
+		Ops: fsx.OpCreate, At: 1, Mode: fsx.NoSpace,
+		Name: func(name string) bool { return strings.Contains(name, "index-") },
+	})
+	if _, err := backup(ctx, other, testVM, testClock().Add(time.Hour), noise(2, 2), nil, whole(noise(2, 2))); err == nil {
+		t.Fatal("the index could be written: the test tests nothing")
+	}
+	faulty.Heal()
+	mustPrune(t, r, PruneOptions{})
+	if report := mustPrune(t, r, PruneOptions{}); report.PacksDeleted == 0 {
+		t.Fatalf("%+v", report)
+	}
+	mustBackup(t, other, testVM, 120, noise(3, 2))
+	same(t, openDisk(t, r, keep), noise(1, 2))
+	tidy(t, mem, r)
 }

@@ -181,7 +181,7 @@ func (p *pruner) rewrite(ctx context.Context, list []*prunePack) ([]*prunePack, 
 
 // copyLive adds the live records of a pack to new ones.
 func (p *pruner) copyLive(ctx context.Context, k *prunePack) error {
-	f, err := pack.Open(p.r.fs, p.r.ring, p.r.config.id, k.key.typ, k.key.handle)
+	f, err := p.r.openFile(k.key)
 	if err != nil {
 		return err
 	}

@@ -342,7 +342,7 @@ func (k *prunePack) sort() {
 
 // records reads a pack's footer.
 func (p *pruner) records(k packKey) ([]block.Record, error) {
-	f, err := pack.Open(p.r.fs, p.r.ring, p.r.config.id, k.typ, k.handle)
+	f, err := p.r.openFile(k)
 	if err != nil {
 		return nil, err
 	}

@@ -232,11 +232,35 @@ func (s *Session) flushIndex(ctx context.Context) error {
 	r.segOwner = s.id
 	r.addMu.Lock()
 	defer r.addMu.Unlock()
+	if s.index.Late() {
+		if err := s.dropGone(); err != nil {
+			return err
+		}
+	}
 	info, err := s.index.Flush(ctx, nil)
 	if err != nil {
 		return fmt.Errorf("write an index segment: %w", err)
 	}
 	s.stored.Add(info.Bytes)
+	return nil
+}
+
+// dropGone forgets records of packs that others have deleted since a segment with these
+// records could not be written. Prune takes records out of segments only.
+func (s *Session) dropGone() error {
+	gone := make(map[block.Handle]bool)
+	for _, h := range s.index.PendingPacks() {
+		gone[h] = true
+		for _, t := range []pack.Type{pack.Data, pack.Node} {
+			_, err := s.r.fs.Stat(t.Path(h))
+			if err == nil {
+				gone[h] = false
+			} else if !errors.Is(err, fs.ErrNotExist) {
+				return err
+			}
+		}
+	}
+	s.index.Drop(func(h block.Handle) bool { return gone[h] })
 	return nil
 }
 

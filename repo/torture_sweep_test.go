@@ -265,7 +265,7 @@ func (s *scene) verify(t *testing.T, mem *fsx.Mem, a act, done bool, kept map[st
 	s.reads(t, r, a, done, kept)
 	tidy(t, mem, r)
 	for _, name := range mem.Files() {
-		if strings.HasPrefix(name, tmpDir+"/") && name != "tmp/init" {
+		if strings.HasPrefix(name, tmpDir+"/") && name != "tmp/init" && name != "tmp/upkeep" {
 			t.Errorf("%s was left behind", name)
 		}
 	}

@@ -16,7 +16,6 @@ import (
 
 	"hikae/repo/internal/block"
 	"hikae/repo/internal/fsx"
-	"hikae/repo/internal/keys"
 	"hikae/repo/internal/pack"
 )
 
@@ -182,11 +181,8 @@ func (w *walk) excused(p *walkProc, err error) bool {
 	return p.faulty.Fired() || w.stale(p) || w.damaged(err)
 }
 
-// damaged tells whether an error is about the packs that were damaged. A flipped bit
-// in the plain part of a header names a version or an epoch that is none.
-func (w *walk) damaged(err error) bool {
-	return len(w.hurt) > 0 && (errors.Is(err, ErrDamaged) || errors.Is(err, ErrVersion) || errors.Is(err, keys.ErrNoEpoch))
-}
+// damaged tells whether an error is about the packs that were damaged.
+func (w *walk) damaged(err error) bool { return len(w.hurt) > 0 && errors.Is(err, ErrDamaged) }
 
 // step does one thing.
 func (w *walk) step() {

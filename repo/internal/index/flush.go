@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"io"
+	"maps"
 	"slices"
 
 	"hikae/repo/internal/block"
@@ -90,8 +91,28 @@ func (x *Index) Pending() int {
 	return n
 }
 
+// Late tells whether the last Flush failed: what is pending may be older than it seems.
+func (x *Index) Late() bool {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	return x.late
+}
+
+// PendingPacks lists the packs of the records that were added and do not last yet.
+func (x *Index) PendingPacks() []block.Handle {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	packs := make(map[block.Handle]struct{})
+	for _, b := range []*batch{x.pending, x.flushed} {
+		if b != nil {
+			b.each(func(_ block.ID, l block.Location) { packs[l.Pack] = struct{}{} })
+		}
+	}
+	return slices.Sorted(maps.Keys(packs))
+}
+
 // Drop forgets records that were added and are not flushed, if their pack is one
-// that never came to be.
+// that never came to be, or is gone.
 func (x *Index) Drop(lost func(block.Handle) bool) {
 	x.flushing.Lock() // else what a failing Flush puts back would escape
 	defer x.flushing.Unlock()
@@ -142,6 +163,7 @@ func (x *Index) Flush(ctx context.Context, published func(block.Handle) bool) (S
 		newer := x.pending
 		x.pending, x.flushed = out, nil
 		newer.each(x.pending.add)
+		x.late = true
 		x.mu.Unlock()
 		return SegmentInfo{}, err
 	}
@@ -149,7 +171,7 @@ func (x *Index) Flush(ctx context.Context, published func(block.Handle) bool) (S
 	defer x.changing.Unlock()
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	x.flushed = nil
+	x.flushed, x.late = nil, false
 	x.install(s)
 	return s.info(), nil
 }

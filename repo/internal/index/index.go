@@ -59,6 +59,7 @@ type Index struct {
 	mu         sync.RWMutex // guards what follows; never held while storage is used
 	pending    *batch
 	flushed    *batch     // on its way to storage, else nil
+	late       bool       // the last one did not get there
 	live       []*segment // newest first; the slice is replaced, never changed
 	names      []name     // all segments' files that were there at the last listing
 	superseded []string
