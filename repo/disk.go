@@ -186,13 +186,13 @@ func (r *Repository) fetchRun(ctx context.Context, part []target) error {
 		return err
 	}
 	if len(part) == 1 {
-		return r.fetch(ctx, part[0].rec, part[0].dst)
+		return r.fetchTarget(ctx, part[0])
 	}
 	ok := make([]bool, len(part))
 	r.tryRun(ctx, part, func(i int) { ok[i] = true })
 	for i, t := range part {
 		if !ok[i] {
-			if err := r.fetch(ctx, t.rec, t.dst); err != nil {
+			if err := r.fetchTarget(ctx, t); err != nil {
 				return err
 			}
 		}

@@ -117,7 +117,7 @@ func (r *Repository) fillAll(ctx context.Context, all []target, entries []*block
 	}
 	var err error
 	if len(all) == 1 {
-		err = r.fetch(ctx, all[0].rec, all[0].dst)
+		err = r.fetchTarget(ctx, all[0])
 	} else {
 		err = r.fetchAll(ctx, append([]target(nil), all...)) // it sorts
 	}

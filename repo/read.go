@@ -97,22 +97,22 @@ func (r *Repository) plausible(rec block.Record) error {
 }
 
 // fetchAt reads a record from the one place it names.
-func (r *Repository) fetchAt(ctx context.Context, rec block.Record, dst []byte) error {
-	if err := r.plausible(rec); err != nil {
+func (r *Repository) fetchAt(ctx context.Context, t target) error {
+	if err := r.plausible(t.rec); err != nil {
 		return err
 	}
-	e, err := r.openPack(ctx, pack.TypeOf(rec.Kind), rec.Pack)
+	e, err := r.openPack(ctx, pack.TypeOf(t.rec.Kind), t.rec.Pack)
 	if err != nil {
 		return err
 	}
 	defer e.Release()
 	x := r.readers.Get().(*reader)
 	defer r.readers.Put(x)
-	sealed := x.room(int(rec.Length))
-	if err := e.Value().ReadSealed(sealed, int64(rec.Offset)); err != nil {
+	sealed := x.room(int(t.rec.Length))
+	if err := e.Value().ReadSealed(sealed, int64(t.rec.Offset)); err != nil {
 		return err
 	}
-	return r.unseal(e.Value(), x, rec, sealed, dst)
+	return r.unsealTarget(e.Value(), x, t, sealed)
 }
 
 // unseal opens and decompresses a record into dst, which has its raw size.
@@ -139,22 +139,27 @@ func (r *Repository) unsealTarget(p *pack.Pack, x *reader, t target, sealed []by
 // fetch fills dst with the plaintext of a record. The record's place is a hint;
 // when it fails the index may know another one.
 func (r *Repository) fetch(ctx context.Context, rec block.Record, dst []byte) error {
-	err := r.fetchAt(ctx, rec, dst)
+	return r.fetchTarget(ctx, target{rec: rec, dst: dst})
+}
+
+func (r *Repository) fetchTarget(ctx context.Context, t target) error {
+	err := r.fetchAt(ctx, t)
 	if err == nil || !pack.IsDamage(err) && !unreadable(err) {
-		return r.readError(rec, err)
+		return r.readError(t.rec, err)
 	}
-	if r.elsewhere(ctx, rec, dst) {
+	if r.elsewhere(ctx, t) {
 		return nil
 	}
 	if cerr := ctx.Err(); cerr != nil {
 		return cerr
 	}
-	return r.readError(rec, err)
+	return r.readError(t.rec, err)
 }
 
 // elsewhere looks for another place of the record, first in the index as it is
 // known, then in segments that others may have published since.
-func (r *Repository) elsewhere(ctx context.Context, rec block.Record, dst []byte) bool {
+func (r *Repository) elsewhere(ctx context.Context, t target) bool {
+	rec := t.rec
 	x, err := r.idx(ctx)
 	if err != nil {
 		r.log.Warn("no index to look for another copy", "pack", rec.Pack, "error", err)
@@ -166,7 +171,7 @@ func (r *Repository) elsewhere(ctx context.Context, rec block.Record, dst []byte
 			return false
 		}
 		tried[l] = true
-		return r.fetchAt(ctx, block.Record{ID: rec.ID, Location: l}, dst) == nil
+		return r.fetchAt(ctx, target{block.Record{ID: rec.ID, Location: l}, t.dst, t.room}) == nil
 	}
 	for again := false; ; again = true {
 		found, err := x.Lookup(ctx, rec.ID, try)
@@ -236,7 +241,7 @@ func (l loader) Node(ctx context.Context, rec block.Record) ([]byte, error) {
 func (r *Repository) loadBlock(ctx context.Context, rec block.Record) (*blockEntry, error) {
 	return r.blocks.Get(ctx, rec.ID, func(ctx context.Context) (*[]byte, int64, error) {
 		b := r.buffers.Get().(*[]byte)
-		if err := r.fetch(ctx, rec, *b); err != nil {
+		if err := r.fetchTarget(ctx, target{rec, *b, true}); err != nil {
 			r.buffers.Put(b)
 			return nil, 0, err
 		}
