@@ -212,6 +212,18 @@ func (c *console) kill(pid int) bool {
 	return p != nil
 }
 
+// crash ends everything that runs and forgets what was done.
+func (c *console) crash() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, p := range c.procs {
+		p.cancel()
+	}
+	c.tasks.mu.Lock()
+	defer c.tasks.mu.Unlock()
+	c.tasks.list = nil
+}
+
 // faulty wraps a command with the faults that were injected for it.
 func (c *console) faulty(cmd shell.Command) shell.Command {
 	return func(ctx context.Context, p *shell.Proc) int {

@@ -208,8 +208,8 @@ func TestBackgroundCommandsOutliveTheirConnection(t *testing.T) {
 }
 
 func TestTasksAreForgotten(t *testing.T) {
-	now := time.Now()
-	h := sshHost(t, Options{Edition: "6.5", Clock: func() time.Time { return now }})
+	clock := newTestClock()
+	h := sshHost(t, Options{Edition: "6.5", Clock: clock.now})
 	must(t, h.ImportVM(t.Context(), "vm", []string{image(t, 4*mib, 1)}, VMOptions{}))
 	c := dial(t, h)
 	if out := want(t, c, "vim-cmd vmsvc/get.tasklist 1"); out != "(ManagedObjectReference) []\n" {
@@ -224,7 +224,7 @@ func TestTasksAreForgotten(t *testing.T) {
 		!strings.Contains(out, `state = "success"`) || !strings.Contains(out, "entity = 'vim.VirtualMachine:1'") {
 		t.Error(out)
 	}
-	now = now.Add(taskMemory + time.Second)
+	clock.add(taskMemory + time.Second)
 	if out, _, _ := sh(t, c, "vim-cmd vimsvc/task_info haTask-1-vim.VirtualMachine.powerOn-1"); !strings.HasPrefix(out, "(vmodl.fault.ManagedObjectNotFound) {") {
 		t.Error(out)
 	}
@@ -260,4 +260,28 @@ func TestEsxcli(t *testing.T) {
 	if _, errs, status := sh(t, c, "esxcli vm process kill --type=force --world-id=2097010"); status != 1 || !strings.HasPrefix(errs, "Error: ") {
 		t.Errorf("%d %s", status, errs)
 	}
+}
+
+func TestShellOnAFullDatastore(t *testing.T) {
+	h := sshHost(t, Options{DatastoreBytes: 64 * mib})
+	c := dial(t, h)
+	cd := "cd /vmfs/volumes/datastore1; "
+	want(t, c, cd+"vmkfstools -c 8m -d zeroedthick thick.vmdk; vmkfstools -c 8m -d thin thin.vmdk")
+	if _, errs, status := sh(t, c, cd+"dd of=thin-flat.vmdk bs=1M seek=3 conv=notrunc", string(noise(mib, 1))); status != 0 {
+		t.Error(errs)
+	}
+	_, err := h.Inject(Fault{Kind: FaultSpace})
+	must(t, err)
+	for line, ok := range map[string]bool{
+		"dd of=thick-flat.vmdk bs=1M seek=5 conv=notrunc": true,  // it has its blocks
+		"dd of=thin-flat.vmdk bs=1M seek=3 conv=notrunc":  true,  // this one is there
+		"dd of=thin-flat.vmdk bs=1M seek=4 conv=notrunc":  false, // this one is not
+		"cat >new": false,
+	} {
+		if _, errs, status := sh(t, c, cd+line, string(noise(mib, 2))); (status == 0) != ok || !ok && !strings.Contains(errs, "No space left on device") {
+			t.Errorf("%s: %d %s", line, status, errs)
+		}
+	}
+	h.ClearFaults()
+	want(t, c, cd+"cat >new", string(noise(mib, 2)))
 }

@@ -137,6 +137,7 @@ func (h *Host) Annotate(vm, note string) error {
 func (h *Host) Crash() error {
 	if h.ssh != nil {
 		h.ssh.cut()
+		h.console.crash()
 	}
 	h.sessions.expireAll()
 	return h.hv.Crash()

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -81,6 +82,19 @@ func want(t *testing.T, c *ssh.Client, line string, in ...string) string {
 	return out
 }
 
+// testClock stands still until it is told.
+type testClock struct{ ns atomic.Int64 }
+
+func newTestClock() *testClock {
+	c := &testClock{}
+	c.ns.Store(time.Now().UnixNano())
+	return c
+}
+
+func (c *testClock) now() time.Time { return time.Unix(0, c.ns.Load()) }
+
+func (c *testClock) add(d time.Duration) { c.ns.Add(int64(d)) }
+
 func sshHost(t *testing.T, o Options) *Host {
 	t.Helper()
 	if o.SSH == nil {
@@ -140,9 +154,8 @@ func TestSSHLogins(t *testing.T) {
 	must(t, err)
 	signer, err := ssh.NewSignerFromKey(private)
 	must(t, err)
-	now := time.Now()
-	clock := func() time.Time { return now }
-	o := Options{Password: "right", Clock: clock, Dir: t.TempDir(), SSH: &SSHOptions{AuthorizedKeys: ssh.MarshalAuthorizedKey(signer.PublicKey())}}
+	clock := newTestClock()
+	o := Options{Password: "right", Clock: clock.now, Dir: t.TempDir(), SSH: &SSHOptions{AuthorizedKeys: ssh.MarshalAuthorizedKey(signer.PublicKey())}}
 	h := start(t, o)
 	pin := h.SSHFingerprint()
 	if _, err := tryDial(h, ssh.Password("right")); err == nil {
@@ -165,7 +178,7 @@ func TestSSHLogins(t *testing.T) {
 	if _, err := tryDial(h); err == nil {
 		t.Error("the account is not locked")
 	}
-	now = now.Add(lockFor + time.Second)
+	clock.add(lockFor + time.Second)
 	dial(t, h).Close()
 	if _, err := ssh.Dial("tcp", h.SSHAddress(), &ssh.ClientConfig{
 		Config: ssh.Config{Ciphers: []string{"chacha20-poly1305@openssh.com"}}, User: "root", Auth: []ssh.AuthMethod{answering("right")},
@@ -206,8 +219,12 @@ func TestSSHLimits(t *testing.T) {
 	for _, s := range open {
 		s.Close()
 	}
-	if _, err := tryDial(h, answering(h.Password())); err != nil {
-		t.Error("the place of a closed connection is not free:", err)
+	for { // the client hears of the end before the host has tidied up
+		third, err := tryDial(h)
+		if err == nil {
+			third.Close()
+			break
+		}
 	}
 	c.Close()
 }
