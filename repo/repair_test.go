@@ -822,3 +822,54 @@ func TestParseQuarantine(t *testing.T) {
 }
 
 func entryOf(root []byte, i int) (block.Record, error) { return tree.Entry(root, 2, i) }
+
+// With parity beside them packs and manifests are mended, and nothing is lost.
+func TestRepairMends(t *testing.T) {
+	mem := fsx.NewMem()
+	if err := initFS(context.Background(), mem, "mem", InitOptions{BlockSize: testBlock, Passphrase: passphrase, KDF: cheap, Clock: testClock, Parity: 5}); err != nil {
+		t.Fatal(err)
+	}
+	r := mustOpen(t, mem)
+	defer r.Close()
+	refs, contents := family(t, r)
+	hurt := 0
+	for i, name := range stored(mem) {
+		if strings.HasSuffix(name, paritySuffix) {
+			continue
+		}
+		tamper(t, mem, name, func(b []byte) []byte {
+			switch i % 3 {
+			case 0:
+				b[70] ^= 1
+			case 1:
+				b[len(b)-50] ^= 1
+			default:
+				b[10] ^= 1
+			}
+			return b
+		})
+		hurt++
+	}
+	tamper(t, mem, r.manifestPath(refs[1]), func(b []byte) []byte {
+		b[100] ^= 1
+		return b
+	})
+	fresh := mustOpen(t, mem)
+	defer fresh.Close()
+	report := mustRepair(t, fresh, RepairOptions{})
+	if len(report.Packs) != hurt || len(report.Mended) != 1 || report.Left() {
+		t.Fatalf("%+v", report)
+	}
+	for _, p := range report.Packs {
+		if p.Outcome != OutcomeMended {
+			t.Errorf("%+v", p)
+		}
+	}
+	for i, ref := range refs {
+		same(t, openDisk(t, fresh, ref), contents[i])
+	}
+	clean(t, fresh)
+	if n := len(aside(mem)); n > 0 {
+		t.Errorf("quarantine has %v", aside(mem))
+	}
+}
