@@ -109,15 +109,33 @@ func (c *Client) exec(parent context.Context, cn *conn, cmd Command) (*Result, e
 			return
 		}
 		s.Stdout, s.Stderr = out, errs
+		var pipe io.WriteCloser
 		if cmd.Stdin != nil {
-			s.Stdin = &source{cmd.Stdin, w}
+			if pipe, err = s.StdinPipe(); err != nil {
+				done <- outcome{false, err}
+				return
+			}
 		}
 		if err := s.Start(cmd.Line); err != nil {
 			// Without an answer nobody knows; "no" is an answer.
 			done <- outcome{network(err), err}
 			return
 		}
-		done <- outcome{true, s.Wait()}
+		// Not Session.Stdin: what copies that may go on reading after Wait.
+		var fed sync.WaitGroup
+		in := &source{r: cmd.Stdin, watch: w}
+		if pipe != nil {
+			fed.Go(func() {
+				_, _ = io.Copy(pipe, in) // a program may end without reading all
+				_ = pipe.Close()
+			})
+		}
+		err = s.Wait()
+		fed.Wait()
+		if in.err != nil {
+			err = &sourceError{in.err}
+		}
+		done <- outcome{true, err}
 	}()
 
 	var o outcome
@@ -137,12 +155,15 @@ func (c *Client) exec(parent context.Context, cn *conn, cmd Command) (*Result, e
 		}
 	}
 	res := &Result{Stdout: out.bytes(), Stderr: errs.bytes()}
+	var broken *sourceError
 	var exit *ssh.ExitError
 	var missing *ssh.ExitMissingError
 	var full *ssh.OpenChannelError
 	switch {
 	case out.failed() != nil:
 		return nil, out.failed()
+	case errors.As(o.err, &broken):
+		return nil, broken.err
 	case o.err == nil:
 		return res, nil
 	case errors.As(o.err, &exit):
@@ -184,7 +205,13 @@ func (w *watch) alive() {
 type source struct {
 	r     io.Reader
 	watch *watch
+	err   error
 }
+
+// sourceError is a failure of a command's standard input.
+type sourceError struct{ err error }
+
+func (e *sourceError) Error() string { return e.err.Error() }
 
 func (s *source) Read(p []byte) (int, error) {
 	if s.watch.timer != nil {
@@ -192,6 +219,9 @@ func (s *source) Read(p []byte) (int, error) {
 	}
 	n, err := s.r.Read(p)
 	s.watch.alive()
+	if err != nil && !errors.Is(err, io.EOF) {
+		s.err = err
+	}
 	return n, err
 }
 

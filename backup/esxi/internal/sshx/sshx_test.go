@@ -298,11 +298,15 @@ func TestBrokenNetwork(t *testing.T) {
 }
 
 func TestCancel(t *testing.T) {
-	s := serve(t, sshtest.Options{}, shell)
-	c := client(t, s, nil)
 	why := errors.New("enough")
 	ctx, cancel := context.WithCancelCause(t.Context())
-	time.AfterFunc(30*time.Millisecond, func() { cancel(why) })
+	s := serve(t, sshtest.Options{}, func(c *sshtest.Call) int {
+		if c.Line == "hang" {
+			cancel(why)
+		}
+		return shell(c)
+	})
+	c := client(t, s, nil)
 	var lost *LostError
 	if _, err := c.Run(ctx, Command{Line: "hang"}); !errors.Is(err, why) || !errors.As(err, &lost) || !lost.Started {
 		t.Errorf("cancelled: %v", err)
