@@ -2,7 +2,9 @@ package repo
 
 import (
 	"context"
+	"io/fs"
 	"math/rand/v2"
+	"path"
 	"slices"
 	"strings"
 	"testing"
@@ -131,4 +133,30 @@ func TestParityIsPassedOver(t *testing.T) {
 			t.Errorf("%s was left behind", name)
 		}
 	}
+}
+
+// late is a directory that is listed while a pack and its parity get their names: only
+// the parity is seen.
+type late struct {
+	fsx.FS
+	pack string
+}
+
+func (l late) ReadDir(name string) ([]fs.DirEntry, error) {
+	list, err := l.FS.ReadDir(name)
+	if name == path.Dir(l.pack) {
+		list = slices.DeleteFunc(list, func(e fs.DirEntry) bool { return e.Name() == path.Base(l.pack) })
+	}
+	return list, err
+}
+
+func TestOrphansAreLookedForTwice(t *testing.T) {
+	mem, r := newParityMem(t, 4)
+	mustBackup(t, r, testVM, 0, noise(1, 5))
+	for _, name := range protected(t, mem) {
+		if err := dropOrphans(context.Background(), late{mem, name}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	covered(t, mem)
 }

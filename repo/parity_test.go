@@ -316,3 +316,35 @@ func TestAddParityFailsAnywhere(t *testing.T) {
 		}
 	}
 }
+
+// A session that died before its packs had parity: the next one makes it.
+func TestSessionsMakeUpForDeadOnes(t *testing.T) {
+	mem, first := newParityMem(t, 5)
+	_ = first.Close()
+	faulty := fsx.NewFaulty(mem)
+	r := mustOpen(t, faulty)
+	s, err := r.Begin(context.Background(), SessionOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	content := noise(2, 3)
+	if _, err := write(context.Background(), s, content, nil, whole(content)); err != nil {
+		t.Fatal(err)
+	}
+	faulty.Plan(fsx.Plan{Ops: fsx.OpAny, Mode: fsx.CrashNow, At: 1, Name: func(name string) bool { return strings.Contains(name, paritySuffix) }})
+	_ = s.Close()
+	_ = r.Close()
+	mem.Crash(rand.New(rand.NewPCG(1, 4)))
+	if n := len(withSuffix(mem, paritySuffix)); n > 0 || len(protected(t, mem)) == 0 {
+		t.Fatalf("%d sidecars, %v", n, protected(t, mem))
+	}
+	r = mustOpen(t, mem)
+	defer r.Close()
+	if s, err = r.Begin(context.Background(), SessionOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	covered(t, mem)
+}

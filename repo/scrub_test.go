@@ -468,3 +468,20 @@ func TestScrubMemory(t *testing.T) {
 		t.Fatalf("%d bytes, %+v", used, report)
 	}
 }
+
+// Dates of packs that are gone do not gather.
+func TestScrubForgetsWhatIsGone(t *testing.T) {
+	mem := newZoo(t).plant(t, "", nil)
+	mustScrub(t, mem, ScrubOptions{})
+	all := proofs(t, mem)
+	if err := mem.Remove(all[0]); err != nil {
+		t.Fatal(err)
+	}
+	for i := range mergeDatesAt {
+		mustScrub(t, mem, ScrubOptions{Clock: func() time.Time { return testClock().AddDate(0, 0, i+1) }})
+	}
+	d := datesOfRepo(t, mem, testClock().AddDate(1, 0, 0))
+	if len(d) != len(all)-1 || d[dateKeyOf(all[0])] != 0 {
+		t.Fatalf("%d dates of %d files", len(d), len(all)-1)
+	}
+}
