@@ -209,17 +209,14 @@ func (r *Repository) tryRun(ctx context.Context, part []target, there func(i int
 		}
 		length += int(t.rec.Length)
 	}
-	e, err := r.openPack(ctx, pack.TypeOf(part[0].rec.Kind), part[0].rec.Pack)
+	x := r.readers.Get().(*reader)
+	defer r.readers.Put(x)
+	sealed := x.room(length)
+	e, err := r.fromPack(ctx, part[0].rec, sealed)
 	if err != nil {
 		return
 	}
 	defer e.Release()
-	x := r.readers.Get().(*reader)
-	defer r.readers.Put(x)
-	sealed := x.room(length)
-	if e.Value().ReadSealed(sealed, int64(part[0].rec.Offset)) != nil {
-		return
-	}
 	for i, t := range part {
 		n := int(t.rec.Length)
 		if r.unsealTarget(e.Value(), x, t, sealed[:n:n]) == nil {

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"syscall"
 
 	"hikae/repo/internal/block"
 	"hikae/repo/internal/codec"
@@ -101,18 +102,39 @@ func (r *Repository) fetchAt(ctx context.Context, t target) error {
 	if err := r.plausible(t.rec); err != nil {
 		return err
 	}
-	e, err := r.openPack(ctx, pack.TypeOf(t.rec.Kind), t.rec.Pack)
+	x := r.readers.Get().(*reader)
+	defer r.readers.Put(x)
+	sealed := x.room(int(t.rec.Length))
+	e, err := r.fromPack(ctx, t.rec, sealed)
 	if err != nil {
 		return err
 	}
 	defer e.Release()
-	x := r.readers.Get().(*reader)
-	defer r.readers.Put(x)
-	sealed := x.room(int(t.rec.Length))
-	if err := e.Value().ReadSealed(sealed, int64(t.rec.Offset)); err != nil {
-		return err
-	}
 	return r.unsealTarget(e.Value(), x, t, sealed)
+}
+
+// fromPack fills b from a pack, beginning where a record lies, and lends the pack.
+//
+// A file that cannot be read is opened anew by whoever asks next, for on storage
+// that went away and came back an open file may stay lost: NFS calls it stale, a
+// file system in user space that was started again not connected. One that says so
+// plainly is tried again at once.
+func (r *Repository) fromPack(ctx context.Context, rec block.Record, b []byte) (*packEntry, error) {
+	k := packKey{pack.TypeOf(rec.Kind), rec.Pack}
+	for again := false; ; again = true {
+		e, err := r.openPack(ctx, k.typ, k.handle)
+		if err != nil {
+			return nil, err
+		}
+		if err = e.Value().ReadSealed(b, int64(rec.Offset)); err == nil {
+			return e, nil
+		}
+		e.Release()
+		r.packs.Drop(k)
+		if again || !errors.Is(err, syscall.ESTALE) && !errors.Is(err, syscall.ENOTCONN) {
+			return nil, err
+		}
+	}
 }
 
 // unseal opens and decompresses a record into dst, which has its raw size.
@@ -124,16 +146,21 @@ func (r *Repository) unseal(p *pack.Pack, x *reader, rec block.Record, sealed, d
 	return r.codec.Decompress(dst, rec.Kind, payload)
 }
 
-// unsealTarget is unseal, quicker for a target with room.
+// unsealTarget is unseal, quicker for a target with room. After a failure the pack's
+// file is opened anew by whoever asks next: somebody may have put a good one there.
 func (r *Repository) unsealTarget(p *pack.Pack, x *reader, t target, sealed []byte) error {
-	if !t.room {
-		return r.unseal(p, x, t.rec, sealed, t.dst)
-	}
 	payload, err := p.Unseal(&x.Scratch, t.rec, len(t.dst), sealed)
-	if err != nil {
-		return err
+	switch {
+	case err != nil:
+	case t.room:
+		err = r.codec.DecompressRoomy(t.dst, t.rec.Kind, payload)
+	default:
+		err = r.codec.Decompress(t.dst, t.rec.Kind, payload)
 	}
-	return r.codec.DecompressRoomy(t.dst, t.rec.Kind, payload)
+	if err != nil {
+		r.packs.Drop(packKey{pack.TypeOf(t.rec.Kind), t.rec.Pack})
+	}
+	return err
 }
 
 // fetch fills dst with the plaintext of a record. The record's place is a hint;
