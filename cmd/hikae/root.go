@@ -62,7 +62,7 @@ latest.`,
 	}
 	add(groupSetup, newInit(a), newKey(a), newHost(a), newVMs(a))
 	add(groupBackup, newBackup(a), newImport(a))
-	add(groupLook, newGenerations(a), newShow(a), newStats(a), newCheck(a), newVerify(a))
+	add(groupLook, newGenerations(a), newShow(a), newStats(a), newCheck(a), newRepair(a), newVerify(a))
 	add(groupKeep, newForget(a), newPrune(a), newHold(a), newRelease(a))
 	add(groupBack, newMount(a), newUmount(a), newCopy(a), newRestore(a))
 	root.AddCommand(newVersion(a))
