@@ -17,7 +17,7 @@ import (
 // MendOptions say what Mend looks at.
 type MendOptions struct {
 	// Packs are names of packs, 16 hexadecimal digits each, as problems name them.
-	// nil is all files: each is verified first, as Scrub does.
+	// None is all files: each is verified first, as Scrub does.
 	Packs  []string
 	Logger *slog.Logger // nil is silence
 	// Progress, if not nil, is told of bytes of files looked at. It is called from
@@ -96,7 +96,7 @@ type mender struct {
 // list finds the files to look at.
 func (m *mender) list(ctx context.Context) ([]storedFile, error) {
 	var files []storedFile
-	if m.o.Packs == nil {
+	if len(m.o.Packs) == 0 {
 		err := walkStored(ctx, m.up.fs, func(f storedFile) error {
 			files = append(files, f)
 			return nil
@@ -144,7 +144,7 @@ func (m *mender) file(ctx context.Context, f storedFile) error {
 	switch {
 	case err == nil:
 		return nil
-	case errors.Is(err, fs.ErrNotExist) && m.o.Packs == nil:
+	case errors.Is(err, fs.ErrNotExist) && len(m.o.Packs) == 0:
 		return nil // deleted meanwhile
 	case errors.Is(err, fs.ErrNotExist):
 		err = f.damage(errors.New("the file is missing"))
