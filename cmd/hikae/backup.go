@@ -209,7 +209,7 @@ func (c *connections) get(ctx context.Context, name string) (*esxi.Host, error) 
 	}
 	h, err := c.a.Connect(ctx, name)
 	if err != nil {
-		if errors.Is(err, esxi.ErrLogin) || errors.Is(err, esxi.ErrThumbprint) {
+		if errors.Is(err, esxi.ErrLogin) || errors.Is(err, esxi.ErrThumbprint) || errors.Is(err, esxi.ErrHostKey) {
 			c.failed[name] = err
 		}
 		return nil, err

@@ -38,6 +38,8 @@ func TestExitCodes(t *testing.T) {
 		{esxi.ErrLogin, 6},
 		{esxi.ErrThumbprint, 6},
 		{esxi.ErrRestricted, 6},
+		{esxi.ErrHostKey, 6},
+		{esxi.ErrRunning, 6},
 		{backup.ErrNoRoom, 7},
 		{esxi.ErrNoSpace, 7},
 		{&fs.PathError{Op: "write", Path: "x", Err: syscall.ENOSPC}, 7},

@@ -37,6 +37,9 @@ type hostAddOptions struct {
 	user            string
 	passwordFile    string
 	thumbprint      string
+	ssh             string
+	sshFingerprint  string
+	sshKeyFile      string
 	trustOnFirstUse bool
 	noCheck         bool
 }
@@ -53,7 +56,14 @@ and to no other. On a terminal its SHA-256 thumbprint is shown and you are asked
 compare it with what the host's own console shows (Troubleshooting, or
 openssl x509 -in /etc/vmware/ssl/rui.crt -noout -fingerprint -sha256 on it).
 Where nobody can be asked, say --thumbprint with the one you expect, or
---trust-on-first-use to believe the first one seen.` + exitCodes(exitHost),
+--trust-on-first-use to believe the first one seen.
+
+The free edition of ESXi allows no changes through its API, and backups need a
+snapshot: with --ssh hikae makes it by commands over SSH (switch SSH on in the host's
+client: Manage, Services, TSM-SSH). The key of the host's SSH service is pinned in the
+same way; its fingerprint is what ssh-keygen -lf /etc/ssh/ssh_host_rsa_key.pub prints
+there. --ssh also makes restores quicker and leaves thin disks thin. hikae host test
+says what a host needs.` + exitCodes(exitHost),
 		Example: "  hikae host add esx1 --address 192.0.2.7 --user root --password-file /etc/hikae/esx1.password",
 		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -66,12 +76,17 @@ Where nobody can be asked, say --thumbprint with the one you expect, or
 	f.StringVar(&o.user, "user", "", "user to log in as, usually root")
 	f.StringVar(&o.passwordFile, "password-file", "", "file with the user's password, readable by its owner only")
 	f.StringVar(&o.thumbprint, "thumbprint", "", "the certificate's SHA-256 thumbprint, when you know it")
-	f.BoolVar(&o.trustOnFirstUse, "trust-on-first-use", false, "pin whatever certificate the host shows now")
+	f.StringVar(&o.ssh, "ssh", "", "name or IP address of the host's SSH service, with :port unless it is 22")
+	f.StringVar(&o.sshFingerprint, "ssh-fingerprint", "", "the SSH key's fingerprint, SHA256:…, when you know it")
+	f.StringVar(&o.sshKeyFile, "ssh-key-file", "", "private key to log in to SSH with, instead of the password")
+	f.BoolVar(&o.trustOnFirstUse, "trust-on-first-use", false, "pin whatever certificate and SSH key the host shows now")
 	f.BoolVar(&o.noCheck, "no-check", false, "do not log in; with --thumbprint the host is not contacted at all")
-	for _, name := range []string{"address", "user", "password-file"} {
+	for _, name := range []string{"user", "password-file"} {
 		must(cmd.MarkFlagRequired(name))
 	}
+	cmd.MarkFlagsOneRequired("address", "ssh")
 	cmd.MarkFlagsMutuallyExclusive("thumbprint", "trust-on-first-use")
+	cmd.MarkFlagsMutuallyExclusive("ssh-fingerprint", "trust-on-first-use")
 	jsonFlag(a, cmd)
 	return cmd
 }
@@ -97,12 +112,24 @@ func runHostAdd(ctx context.Context, a *app.App, name string, o hostAddOptions) 
 	} else if _, taken := file.Host(name); taken {
 		return app.Usagef("%s has a host called %s already; hikae host remove %s, or take another name", path, name, name)
 	}
-	h := config.Host{Name: name, Address: o.address, User: o.user, Thumbprint: o.thumbprint}
+	h := config.Host{
+		Name: name, Address: o.address, User: o.user, Thumbprint: o.thumbprint, SSH: o.ssh, SSHFingerprint: o.sshFingerprint,
+	}
 	if h.PasswordFile, err = filepath.Abs(o.passwordFile); err != nil {
 		return fmt.Errorf("password file: %w", err)
 	}
-	if h.Thumbprint == "" {
-		if h.Thumbprint, err = firstContact(ctx, a, o); err != nil {
+	if o.sshKeyFile != "" {
+		if h.SSHKeyFile, err = filepath.Abs(o.sshKeyFile); err != nil {
+			return fmt.Errorf("SSH key file: %w", err)
+		}
+	}
+	if h.Address != "" && h.Thumbprint == "" {
+		if h.Thumbprint, err = firstCertificate(ctx, a, o); err != nil {
+			return err
+		}
+	}
+	if h.SSH != "" && h.SSHFingerprint == "" {
+		if h.SSHFingerprint, err = firstKey(ctx, a, o); err != nil {
 			return err
 		}
 	}
@@ -110,54 +137,85 @@ func runHostAdd(ctx context.Context, a *app.App, name string, o hostAddOptions) 
 		return app.Usagef("%w", err)
 	}
 	var about esxi.About
+	var ways esxi.Ways
 	if !o.noCheck {
 		host, err := a.ConnectTo(ctx, h)
+		if err == nil {
+			about = host.About()
+			if ways, err = host.Ways(ctx); err == nil && h.SSH != "" && ways.SSH.Err != nil {
+				err = ways.SSH.Err
+			}
+			closeHost(ctx, a, host)
+		}
 		if err != nil {
 			return fmt.Errorf("%w\nnothing was written to %s", err, path)
 		}
-		about = host.About()
-		closeHost(ctx, a, host)
 	}
 	if err := config.AddHost(path, h); err != nil {
 		return err
 	}
 	if a.UI.JSON {
-		return a.UI.Object(hostLine{h.Name, h.Address, h.User, h.PasswordFile, h.Thumbprint})
+		return a.UI.Object(hostLineOf(h))
 	}
 	if o.noCheck {
 		a.UI.Printf("host %s added to %s, not tried\n", name, path)
-	} else {
-		a.UI.Printf("host %s added to %s: %s %s build %s\n", name, path, ui.Clean(about.Product), ui.Clean(about.Version), ui.Clean(about.Build))
+		return nil
+	}
+	a.UI.Printf("host %s added to %s: %s %s build %s\n", name, path, ui.Clean(about.Product), ui.Clean(about.Version), ui.Clean(about.Build))
+	if ways.Control == "" {
+		a.UI.Warnf("nothing can be backed up from %s yet: %s", name, ui.Clean(ways.ControlWhy))
 	}
 	return nil
 }
 
-// firstContact looks at the host's certificate and has somebody believe it.
-func firstContact(ctx context.Context, a *app.App, o hostAddOptions) (string, error) {
+// firstCertificate looks at the host's certificate and has somebody believe it.
+func firstCertificate(ctx context.Context, a *app.App, o hostAddOptions) (string, error) {
 	cert, err := esxi.Certificate(ctx, o.address)
 	if err != nil {
 		return "", err
 	}
+	return believe(ctx, a, o, found{
+		where: o.address, what: "certificate", flag: "--thumbprint", print: cert.Thumbprint,
+		shown: fmt.Sprintf("  subject  %s\n  expires  %s\n  SHA-256  %s\n", ui.Clean(cert.Subject), cert.NotAfter.Local().Format(time.DateTime), cert.Thumbprint),
+	})
+}
+
+// firstKey looks at the key of the host's SSH service and has somebody believe it.
+func firstKey(ctx context.Context, a *app.App, o hostAddOptions) (string, error) {
+	key, err := esxi.HostKey(ctx, o.ssh)
+	if err != nil {
+		return "", err
+	}
+	return believe(ctx, a, o, found{
+		where: o.ssh, what: "SSH key", flag: "--ssh-fingerprint", print: key.Fingerprint,
+		shown: fmt.Sprintf("  type  %s\n  %s\n", ui.Clean(key.Type), key.Fingerprint),
+	})
+}
+
+// found is what a host shows when it is seen for the first time.
+type found struct{ where, what, flag, print, shown string }
+
+// believe has somebody believe what a host shows.
+func believe(ctx context.Context, a *app.App, o hostAddOptions, f found) (string, error) {
 	if o.trustOnFirstUse {
-		a.UI.Infof("pinned the certificate that %s shows now: SHA-256 %s", o.address, cert.Thumbprint)
-		return cert.Thumbprint, nil
+		a.UI.Infof("pinned the %s that %s shows now: %s", f.what, ui.Clean(f.where), f.print)
+		return f.print, nil
 	}
 	if a.Stdin == nil || !term.IsTerminal(int(a.Stdin.Fd())) {
-		return "", app.Usagef("%s shows the certificate %s; if that is right, add --thumbprint %s (or --trust-on-first-use to believe the first one seen)",
-			o.address, cert.Thumbprint, cert.Thumbprint)
+		return "", app.Usagef("%s shows the %s %s; if that is right, add %s %s (or --trust-on-first-use to believe the first one seen)",
+			f.where, f.what, f.print, f.flag, f.print)
 	}
 	say, done := a.Prompt()
 	defer done()
-	fmt.Fprintf(say, "%s shows this certificate:\n  subject  %s\n  expires  %s\n  SHA-256  %s\nIs it the host's own? Type yes: ",
-		ui.Clean(o.address), ui.Clean(cert.Subject), cert.NotAfter.Local().Format(time.DateTime), cert.Thumbprint)
+	fmt.Fprintf(say, "%s shows this %s:\n%sIs it the host's own? Type yes: ", ui.Clean(f.where), f.what, f.shown)
 	answer, err := readLine(ctx, a.Stdin)
 	if err != nil {
 		return "", err
 	}
 	if answer = strings.ToLower(strings.TrimSpace(answer)); answer != "yes" && answer != "y" {
-		return "", app.Usagef("the certificate was not accepted; nothing was written")
+		return "", app.Usagef("the %s was not accepted; nothing was written", f.what)
 	}
-	return cert.Thumbprint, nil
+	return f.print, nil
 }
 
 // readLine reads one line until ctx ends.
@@ -199,6 +257,14 @@ type hostLine struct {
 	User         string `json:"user"`
 	PasswordFile string `json:"password_file"`
 	Thumbprint   string `json:"thumbprint"`
+
+	SSH            string `json:"ssh,omitempty"`
+	SSHFingerprint string `json:"ssh_fingerprint,omitempty"`
+	SSHKeyFile     string `json:"ssh_key_file,omitempty"`
+}
+
+func hostLineOf(h config.Host) hostLine {
+	return hostLine{h.Name, h.Address, h.User, h.PasswordFile, h.Thumbprint, h.SSH, h.SSHFingerprint, h.SSHKeyFile}
 }
 
 func newHostList(a *app.App) *cobra.Command {
@@ -218,15 +284,15 @@ func runHostList(a *app.App) error {
 	if err != nil {
 		return err
 	}
-	tab := ui.NewTable("HOST", "ADDRESS", "USER", "THUMBPRINT")
+	tab := ui.NewTable("HOST", "ADDRESS", "SSH", "USER", "THUMBPRINT")
 	for _, h := range hosts {
 		if a.UI.JSON {
-			if err := a.UI.Object(hostLine{h.Name, h.Address, h.User, h.PasswordFile, h.Thumbprint}); err != nil {
+			if err := a.UI.Object(hostLineOf(h)); err != nil {
 				return err
 			}
 			continue
 		}
-		tab.Row(h.Name, h.Address, h.User, h.Thumbprint)
+		tab.Row(h.Name, h.Address, h.SSH, h.User, h.Thumbprint)
 	}
 	if tab.Len() > 0 {
 		a.UI.Print(tab)

@@ -60,7 +60,7 @@ latest.`,
 			root.AddCommand(c)
 		}
 	}
-	add(groupSetup, newInit(a), newKey(a), newHost(a), newVMs(a))
+	add(groupSetup, newInit(a), newKey(a), newHost(a), newVMs(a), newCBT(a))
 	add(groupBackup, newBackup(a), newImport(a))
 	add(groupLook, newGenerations(a), newShow(a), newStats(a), newCheck(a), newRepair(a), newVerify(a))
 	add(groupKeep, newForget(a), newPrune(a), newHold(a), newRelease(a))
@@ -118,6 +118,11 @@ The configuration is ~/.config/hikae/hikae.toml, or when there is none
   user = "root"
   password_file = "/etc/hikae/esx1.password"     # or password_command = "…"
   thumbprint = "9F:2B:…"                         # SHA-256 of the certificate
+  ssh = "192.0.2.7"                              # HOST or HOST:PORT; not needed
+                                                 # where the licence allows changes
+  ssh_fingerprint = "SHA256:…"                   # of the host's SSH key
+  ssh_key_file = "/etc/hikae/esx1.key"           # or the password logs in; also
+                                                 # ssh_key_passphrase_file/_command
 
 hikae host add and hikae host remove write and cut [[host]] blocks and leave
 the rest of the file as it is. Paths may begin with ~/; other relative ones

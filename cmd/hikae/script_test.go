@@ -125,7 +125,8 @@ func cmdExits(ts *testscript.TestScript, neg bool, args []string) {
 }
 
 // cmdSim starts a simulated host: sim NAME ARG... Its ready line gives the
-// variables NAME_ADDRESS, NAME_THUMBPRINT and NAME_CONTROL; its password is in
+// variables NAME_ADDRESS, NAME_THUMBPRINT and NAME_CONTROL, with --ssh also NAME_SSH and
+// NAME_SSH_FINGERPRINT; its password is in
 // NAME.password.
 func cmdSim(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) < 1 {
@@ -156,11 +157,17 @@ func cmdSim(ts *testscript.TestScript, neg bool, args []string) {
 	if err != nil {
 		ts.Fatalf("esxisim gave no ready line: %v\n%s", err, stderr.String())
 	}
-	var ready struct{ Address, Thumbprint, User, Control string }
+	var ready struct {
+		Address, Thumbprint, User, Control string
+		SSH                                string `json:"ssh"`
+		SSHFingerprint                     string `json:"ssh_fingerprint"`
+	}
 	ts.Check(json.Unmarshal(line, &ready))
 	ts.Setenv(name+"_ADDRESS", ready.Address)
 	ts.Setenv(name+"_THUMBPRINT", ready.Thumbprint)
 	ts.Setenv(name+"_CONTROL", ready.Control)
+	ts.Setenv(name+"_SSH", ready.SSH)
+	ts.Setenv(name+"_SSH_FINGERPRINT", ready.SSHFingerprint)
 }
 
 // cmdImage makes a disk image: image FILE SIZE-IN-MIB SEED. One MiB in four has

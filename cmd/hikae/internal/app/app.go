@@ -286,14 +286,32 @@ func (a *App) Connect(ctx context.Context, name string) (*esxi.Host, error) {
 
 // ConnectTo logs in to a host.
 func (a *App) ConnectTo(ctx context.Context, h config.Host) (*esxi.Host, error) {
-	return esxi.Connect(ctx, esxi.Config{
+	c := esxi.Config{
 		Name: h.Name, Address: h.Address, User: h.User, Thumbprint: h.Thumbprint,
 		Password: func() (string, error) {
 			p, err := a.readSecret(ctx, "password of host "+h.Name, h.PasswordFile, h.PasswordCommand)
 			return string(p), err
 		},
 		Logger: a.Logger(), Clock: a.Clock,
-	})
+	}
+	if h.SSH != "" {
+		c.SSH = &esxi.SSHConfig{Address: h.SSH, Fingerprint: h.SSHFingerprint}
+		if h.SSHKeyFile != "" {
+			key, err := a.readSecretFile("SSH key of host "+h.Name, h.SSHKeyFile)
+			if err != nil {
+				return nil, err
+			}
+			defer clear(key)
+			c.SSH.Key = key
+		}
+		if h.SSHKeyPassphraseFile != "" || h.SSHKeyPassphraseCommand != "" {
+			c.SSH.Passphrase = func() (string, error) {
+				p, err := a.readSecret(ctx, "passphrase of the SSH key of host "+h.Name, h.SSHKeyPassphraseFile, h.SSHKeyPassphraseCommand)
+				return string(p), err
+			}
+		}
+	}
+	return esxi.Connect(ctx, c)
 }
 
 // StateDir makes and returns the directory for what hikae has to remember

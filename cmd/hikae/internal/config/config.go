@@ -51,7 +51,8 @@ type Repository struct {
 
 // Host is a [[host]] block: one ESXi host and how to log in to it.
 type Host struct {
-	Name    string `toml:"name"`
+	Name string `toml:"name"`
+	// Address is HOST or HOST:PORT of HTTPS; it may be empty where SSH is the only way.
 	Address string `toml:"address"`
 	User    string `toml:"user"`
 	// Exactly one of these two tells the password.
@@ -60,6 +61,17 @@ type Host struct {
 	// Thumbprint is the SHA-256 of the host's certificate, colon separated
 	// hexadecimal. Only this certificate is talked to.
 	Thumbprint string `toml:"thumbprint"`
+
+	// SSH is HOST or HOST:PORT of the host's shell; empty goes without.
+	SSH string `toml:"ssh"`
+	// SSHFingerprint is that of the host's SSH key, as ssh-keygen -l prints it. Only
+	// this key is talked to.
+	SSHFingerprint string `toml:"ssh_fingerprint"`
+	// SSHKeyFile is a private key to log in with; without it the password does.
+	SSHKeyFile string `toml:"ssh_key_file"`
+	// At most one of these two tells the private key's passphrase.
+	SSHKeyPassphraseFile    string `toml:"ssh_key_passphrase_file"`
+	SSHKeyPassphraseCommand string `toml:"ssh_key_passphrase_command"`
 }
 
 // Load reads and checks the file at path. A missing file is fs.ErrNotExist.
@@ -137,6 +149,17 @@ func CheckThumbprint(s string) error {
 	return nil
 }
 
+// fingerprintRule is what ssh-keygen -l prints: base64 of 32 bytes, without padding.
+var fingerprintRule = regexp.MustCompile(`^SHA256:[A-Za-z0-9+/]{43}$`)
+
+// CheckFingerprint tells whether s has the form of an SSH key's fingerprint.
+func CheckFingerprint(s string) error {
+	if !fingerprintRule.MatchString(s) {
+		return fmt.Errorf("%q is not the fingerprint of an SSH key: SHA256: and 43 letters, as ssh-keygen -l prints it", s)
+	}
+	return nil
+}
+
 func (f *File) validate(lay *layout) error {
 	seen := map[string]bool{}
 	for i, r := range f.Repositories {
@@ -186,21 +209,54 @@ func (h Host) Check() error {
 	if err := CheckName(h.Name); err != nil {
 		return fmt.Errorf("host name: %w", err)
 	}
+	for _, address := range []struct{ key, value string }{{"address", h.Address}, {"ssh", h.SSH}} {
+		if strings.ContainsFunc(address.value, unicode.IsSpace) || strings.ContainsAny(address.value, "/@") {
+			return fmt.Errorf("host %s: %s %q must be HOST or HOST:PORT", h.Name, address.key, address.value)
+		}
+	}
 	switch {
-	case h.Address == "":
+	case h.Address == "" && h.SSH == "":
 		return fmt.Errorf("host %s has no address", h.Name)
-	case strings.ContainsFunc(h.Address, unicode.IsSpace) || strings.ContainsAny(h.Address, "/@"):
-		return fmt.Errorf("host %s: address %q must be HOST or HOST:PORT", h.Name, h.Address)
 	case h.User == "":
 		return fmt.Errorf("host %s has no user", h.Name)
 	case h.PasswordFile == "" && h.PasswordCommand == "":
 		return fmt.Errorf("host %s has no password_file", h.Name)
 	case h.PasswordFile != "" && h.PasswordCommand != "":
 		return fmt.Errorf("host %s has password_file and password_command: keep one", h.Name)
-	case h.Thumbprint == "":
+	case h.Address != "" && h.Thumbprint == "":
 		return fmt.Errorf("host %s has no thumbprint", h.Name)
 	}
-	if err := CheckThumbprint(h.Thumbprint); err != nil {
+	if h.Address != "" {
+		if err := CheckThumbprint(h.Thumbprint); err != nil {
+			return fmt.Errorf("host %s: %w", h.Name, err)
+		}
+	}
+	return h.checkSSH()
+}
+
+func (h Host) checkSSH() error {
+	if h.SSH == "" {
+		for _, alone := range []struct{ key, value string }{
+			{"ssh_fingerprint", h.SSHFingerprint},
+			{"ssh_key_file", h.SSHKeyFile},
+			{"ssh_key_passphrase_file", h.SSHKeyPassphraseFile},
+			{"ssh_key_passphrase_command", h.SSHKeyPassphraseCommand},
+		} {
+			if alone.value != "" {
+				return fmt.Errorf("host %s has %s and no ssh, the address it belongs to", h.Name, alone.key)
+			}
+		}
+		return nil
+	}
+	switch {
+	case h.SSHFingerprint == "":
+		return fmt.Errorf("host %s has ssh and no ssh_fingerprint", h.Name)
+	case h.SSHKeyFile == "" && (h.SSHKeyPassphraseFile != "" || h.SSHKeyPassphraseCommand != ""):
+		return fmt.Errorf("host %s has a passphrase for an SSH key and no ssh_key_file", h.Name)
+	case h.SSHKeyPassphraseFile != "" && h.SSHKeyPassphraseCommand != "":
+		return fmt.Errorf("host %s has ssh_key_passphrase_file and ssh_key_passphrase_command: keep one", h.Name)
+	}
+	if err := CheckFingerprint(h.SSHFingerprint); err != nil {
 		return fmt.Errorf("host %s: %w", h.Name, err)
 	}
 	return nil
@@ -241,6 +297,8 @@ func (f *File) resolvePaths() {
 	for i := range f.Hosts {
 		h := &f.Hosts[i]
 		h.PasswordFile = resolvePath(base, h.PasswordFile)
+		h.SSHKeyFile = resolvePath(base, h.SSHKeyFile)
+		h.SSHKeyPassphraseFile = resolvePath(base, h.SSHKeyPassphraseFile)
 	}
 }
 
@@ -263,7 +321,10 @@ func resolvePath(base, p string) string {
 var known = map[string][]string{
 	"":           {"repository", "host"},
 	"repository": {"name", "path", "passphrase_file", "passphrase_command", "key_file"},
-	"host":       {"name", "address", "user", "password_file", "password_command", "thumbprint"},
+	"host": {
+		"name", "address", "user", "password_file", "password_command", "thumbprint",
+		"ssh", "ssh_fingerprint", "ssh_key_file", "ssh_key_passphrase_file", "ssh_key_passphrase_command",
+	},
 }
 
 // didYouMean suggests the known key nearest to an unknown one.

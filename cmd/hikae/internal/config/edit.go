@@ -225,6 +225,11 @@ func hostBlock(h Host) string {
 	line("password_file", h.PasswordFile)
 	line("password_command", h.PasswordCommand)
 	line("thumbprint", h.Thumbprint)
+	line("ssh", h.SSH)
+	line("ssh_fingerprint", h.SSHFingerprint)
+	line("ssh_key_file", h.SSHKeyFile)
+	line("ssh_key_passphrase_file", h.SSHKeyPassphraseFile)
+	line("ssh_key_passphrase_command", h.SSHKeyPassphraseCommand)
 	return b.String()
 }
 
