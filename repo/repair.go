@@ -95,7 +95,7 @@ func (r *RepairReport) Left() bool {
 // anything is put aside.
 func (r *Repository) RepairPacks(ctx context.Context, o RepairOptions) (*RepairReport, error) {
 	x := &repairer{
-		r: r, o: o, damaged: make(map[packKey]*hurtPack),
+		r: r, o: o, damaged: make(map[packKey]*hurtPack), kept: make(map[block.ID]bool),
 		report: &RepairReport{DryRun: o.DryRun, Packs: []RepairedPack{}, Cleared: []string{}, Mended: []string{}, Unreadable: []string{}},
 	}
 	err := x.run(ctx)
@@ -128,14 +128,15 @@ type repairer struct {
 	read    map[packKey]bool // packs that were read from front to end
 	row     int              // how many in a row storage could not read
 	damaged map[packKey]*hurtPack
+	kept    map[block.ID]bool // in a dry run: what would have been stored
 }
 
 // hurtPack is a pack that is damaged or missing.
 type hurtPack struct {
 	RepairedPack
 	key  packKey
-	lost map[uint32]bool // offsets of records that are nowhere else
-	all  bool            // which records it had is not known
+	lost map[uint32]block.Record // by offset: records that are nowhere else
+	all  bool                    // which records it had is not known
 }
 
 func (x *repairer) run(ctx context.Context) error {
@@ -291,7 +292,7 @@ func (x *repairer) found(k packKey, err error, missing bool) {
 	if x.damaged[k] != nil {
 		return
 	}
-	h := &hurtPack{key: k, lost: make(map[uint32]bool)}
+	h := &hurtPack{key: k, lost: make(map[uint32]block.Record)}
 	h.RepairedPack = RepairedPack{
 		Pack: k.handle.String(), Type: "blocks", What: err.Error(), Missing: missing,
 		Generations: []string{}, Areas: []Area{},
@@ -345,9 +346,12 @@ func (x *repairer) blame(ctx context.Context, list []*hurtPack) error {
 		if h.Outcome == OutcomeMended || !h.all && len(h.lost) == 0 {
 			continue
 		}
-		b := &badPack{records: h.lost}
-		if h.all {
-			b.records = nil
+		b := &badPack{}
+		if !h.all {
+			b.records = make(map[uint32]bool)
+			for offset := range h.lost {
+				b.records[offset] = true
+			}
 		}
 		x.c.bad[h.key] = b
 		problems[b] = &Problem{}

@@ -89,7 +89,14 @@ func (x *repairer) saveAll(ctx context.Context, list []*hurtPack) error {
 		if err := s.flushIndex(ctx); err != nil {
 			return err
 		}
-		return s.failure()
+		if err := s.failure(); err != nil {
+			return err
+		}
+	}
+	for _, h := range todo {
+		if err := x.settle(ctx, h); err != nil {
+			return err
+		}
 	}
 	return nil
 }
@@ -231,8 +238,7 @@ func (x *repairer) save(ctx context.Context, v *verifier, h *hurtPack, records [
 		}
 		payload, err := x.readRecord(v, &sealed, p, rec)
 		if hurts(err) {
-			h.lost[rec.Offset] = true
-			h.RecordsLost++
+			h.lost[rec.Offset] = rec
 			continue
 		}
 		if err != nil {
@@ -249,6 +255,28 @@ func (x *repairer) save(ctx context.Context, v *verifier, h *hurtPack, records [
 		h.RecordsSaved++
 		h.BytesSaved += int64(rec.Length)
 	}
+	return nil
+}
+
+// settle counts what is lost now that everything else is saved: another damaged pack may
+// have had it.
+func (x *repairer) settle(ctx context.Context, h *hurtPack) error {
+	v := x.r.newVerifier()
+	var buf reader
+	for offset, rec := range h.lost {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		found, err := x.elsewhere(ctx, v, &buf, rec)
+		if err != nil {
+			return err
+		}
+		if found || x.kept[rec.ID] {
+			delete(h.lost, offset)
+			h.RecordsElsewhere++
+		}
+	}
+	h.RecordsLost = len(h.lost)
 	h.Outcome = OutcomeSaved
 	if h.RecordsLost > 0 || h.all && h.Records == 0 {
 		h.Outcome = OutcomeLost
@@ -301,7 +329,9 @@ func (x *repairer) elsewhere(ctx context.Context, v *verifier, buf *reader, rec 
 func (x *repairer) keep(ctx context.Context, rec block.Record, payload []byte) (fresh bool, err error) {
 	s := x.session
 	if s == nil {
-		return true, nil
+		fresh := !x.kept[rec.ID]
+		x.kept[rec.ID] = true
+		return fresh, nil
 	}
 	l, mine := s.flight.claim(rec.ID)
 	if !mine {

@@ -596,6 +596,74 @@ func TestRepairBesideABackup(t *testing.T) {
 	}
 }
 
+// Two packs that have the same records, each with another one spoilt: what one lost the
+// other still has, and neither is trusted to keep it.
+func TestRepairOfTwins(t *testing.T) {
+	ctx := context.Background()
+	mem, r := newMem(t)
+	content := noise(8, 4)
+	var sessions []*Session
+	var trees []DiskTree
+	for range 2 {
+		s, err := r.Begin(ctx, SessionOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for b := range 4 { // one by one, so that both packs have them in the same order
+			tree, err := write(ctx, s, content, nil, []extent{{int64(b) * testBlock, testBlock}})
+			if err != nil {
+				t.Fatal(err)
+			}
+			trees = append(trees, tree)
+		}
+		tree, err := write(ctx, s, content, nil, whole(content))
+		if err != nil {
+			t.Fatal(err)
+		}
+		sessions, trees = append(sessions, s), append(trees, tree)
+	}
+	var refs []Ref
+	for i, s := range sessions {
+		ref, err := s.Commit(ctx, Manifest{VM: VMID{"esx1", fmt.Sprint(i)}, Time: testClock(), Disks: []DiskManifest{diskOf("d", trees[5*i+4])}})
+		if err := errors.Join(err, s.Close()); err != nil {
+			t.Fatal(err)
+		}
+		refs = append(refs, ref)
+	}
+	n := 0
+	for _, name := range stored(mem) {
+		if strings.HasPrefix(name, "packs/") {
+			tamper(t, mem, name, func(b []byte) []byte {
+				b[70+n*(testBlock+pack.Overhead)] ^= 1
+				return b
+			})
+			n++
+		}
+	}
+	if n != 2 {
+		t.Fatalf("%d packs of blocks", n)
+	}
+	r = mustOpen(t, mem)
+	defer r.Close()
+	for _, dry := range []bool{true, false} {
+		report := mustRepair(t, r, RepairOptions{DryRun: dry})
+		saved := 0
+		for _, p := range report.Packs {
+			if p.Outcome != OutcomeSaved {
+				t.Errorf("%+v", p)
+			}
+			saved += p.RecordsSaved
+		}
+		if len(report.Packs) != 2 || report.Left() || saved != 4 {
+			t.Errorf("%+v", report)
+		}
+	}
+	for _, ref := range refs {
+		same(t, openDisk(t, r, ref), content)
+	}
+	clean(t, r)
+}
+
 func TestRepairOneAtATime(t *testing.T) {
 	mem, r := newMem(t)
 	mustBackup(t, r, testVM, 0, noise(1, 2))
