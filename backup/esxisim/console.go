@@ -53,6 +53,7 @@ func newConsole(h *Host) (*console, error) {
 		"/etc/vmware/esx.conf": "/system/uuid = \"" + h.hv.UUID() + "\"\n",
 		"/etc/motd":            "The time and date of this login have been sent to the system logs.\n",
 		"/etc/profile":         "# profile\n",
+		"/etc/ssh/sshd_config": c.sshdConfig(),
 	}
 	if h.o.SSH != nil && len(h.o.SSH.AuthorizedKeys) > 0 {
 		files["/etc/ssh/keys-root/authorized_keys"] = string(h.o.SSH.AuthorizedKeys)
@@ -72,6 +73,18 @@ func newConsole(h *Host) (*console, error) {
 	}
 	c.box.SetFS(c.files)
 	return c, nil
+}
+
+// sshdConfig is what the host says of its SSH server, true to how it is set up.
+func (c *console) sshdConfig() string {
+	o := c.h.o.SSH
+	sessions := o.MaxSessions
+	if sessions <= 0 {
+		sessions = defaultSessions
+	}
+	password := map[bool]string{true: "yes", false: "no"}[o.Password]
+	return fmt.Sprintf("PermitRootLogin yes\nCiphers %s\nMaxSessions %d\nPasswordAuthentication %s\nAuthorizedKeysFile /etc/ssh/keys-%%u/authorized_keys\n",
+		strings.Join(sshCiphers, ","), sessions, password)
 }
 
 func (c *console) close() error { return c.files.Close() }

@@ -116,7 +116,9 @@ var esxcliCommands = map[string]esxcliCommand{
 		}}}, nil
 	},
 	"system settings advanced list": func(_ *console, opts map[string]string) (*esxcliAnswer, error) {
-		known := map[string]int64{"/UserVars/ESXiShellInteractiveTimeOut": 0, "/UserVars/SuppressShellWarning": 0, "/Config/HostAgent/vmacore/soap/maxSessionCount": 500}
+		known := map[string]int64{
+			"/Security/AccountLockFailures": lockAfter, "/Security/AccountUnlockTime": int64(lockFor.Seconds()), "/UserVars/ESXiShellInteractiveTimeOut": 0, "/UserVars/SuppressShellWarning": 0, "/Config/HostAgent/vmacore/soap/maxSessionCount": 500,
+		}
 		name := opts["option"] + opts["o"]
 		v, ok := known[name]
 		if !ok {

@@ -75,6 +75,7 @@ func TestOpenSSHRunsTheHost(t *testing.T) {
 			{command: "vim-cmd vmsvc/power.getstate 1", out: "Retrieved runtime info\nPowered on\n"},
 			{command: "command -v dd", errs: "sh: command: not found", status: 127},
 			{command: "nosuch --version", errs: "sh: nosuch: not found", status: 127},
+			{command: "grep ^PasswordAuth /etc/ssh/sshd_config", out: "PasswordAuthentication no\n"},
 			{command: "exit 42", status: 42},
 			{command: "which dd vim-cmd", out: "/bin/dd\n/bin/vim-cmd\n"},
 			{command: "sh -s one 'two  three'", stdin: "echo \"[$2]\"; cat\nthe rest\n", out: "[two  three]\nthe rest\n"},

@@ -40,6 +40,11 @@ type sshd struct {
 	conns map[*sshConn]bool
 }
 
+var sshCiphers = []string{"aes128-gcm@openssh.com", "aes256-gcm@openssh.com", "aes128-ctr", "aes192-ctr", "aes256-ctr"}
+
+// defaultSessions a connection, as sshd has it.
+const defaultSessions = 10
+
 // SSHOptions of the SSH server. The zero value is that of a fresh host.
 type SSHOptions struct {
 	// Listen is the address to serve on; "" is "127.0.0.1:0".
@@ -72,7 +77,7 @@ func (h *Host) startSSH() (err error) {
 		o.MaxConnections = 20
 	}
 	if o.MaxSessions <= 0 {
-		o.MaxSessions = 10
+		o.MaxSessions = defaultSessions
 	}
 	if o.IdleTimeout <= 0 {
 		o.IdleTimeout = 15 * time.Minute
@@ -156,7 +161,7 @@ func newHostKeys(e edition) ([]byte, error) {
 func (s *sshd) configure(signers []ssh.Signer) error {
 	c := &ssh.ServerConfig{
 		Config: ssh.Config{
-			Ciphers: []string{"aes128-gcm@openssh.com", "aes256-gcm@openssh.com", "aes128-ctr", "aes192-ctr", "aes256-ctr"},
+			Ciphers: sshCiphers,
 			MACs:    []string{"hmac-sha2-256-etm@openssh.com", "hmac-sha2-512-etm@openssh.com", "hmac-sha2-256", "hmac-sha2-512"},
 		},
 		MaxAuthTries:  6,
