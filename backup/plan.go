@@ -183,16 +183,16 @@ func (r *run) planAreas(ctx context.Context, p *diskPlan, doubt string) error {
 		}
 		p.reason = why
 	}
-	if p.disk.ChangeID == "" {
-		if p.mode == repo.ModeFull {
-			p.because("change tracking is off, so everything was read")
-		}
-		p.readAll()
-		return nil
-	}
 	areas, why, err := r.oracle(ctx, p, "*")
 	if err != nil {
 		return err
+	}
+	if p.disk.ChangeID == "" && p.mode == repo.ModeFull {
+		read := "everything"
+		if why == "" {
+			read = "all that is allocated"
+		}
+		p.because("change tracking is off, so " + read + " was read")
 	}
 	if why != "" {
 		p.readAll()
@@ -209,6 +209,29 @@ type oracle func(ctx context.Context, p *diskPlan, since string) (areas []area, 
 
 // askHost is the oracle of a run.
 func (r *run) askHost(ctx context.Context, p *diskPlan, since string) (areas []area, why string, err error) {
+	if since != "*" {
+		return r.changed(ctx, p, since)
+	}
+	why = "change tracking is off"
+	if p.disk.ChangeID != "" {
+		if areas, why, err = r.changed(ctx, p, since); err != nil || why == "" {
+			return areas, why, err
+		}
+	}
+	// The file system of the datastore knows as well, without any tracking.
+	areas, err = r.Host.AllocatedAreas(ctx, p.disk)
+	if errors.Is(err, esxi.ErrNotProvable) {
+		r.log.Debug("the host does not tell which areas are allocated", "disk", p.disk.Label, "error", err)
+		return nil, why, nil
+	}
+	if err != nil {
+		return nil, "", err
+	}
+	return tidy(areas, p.disk.Capacity), "", nil
+}
+
+// changed asks the host's change tracking.
+func (r *run) changed(ctx context.Context, p *diskPlan, since string) (areas []area, why string, err error) {
 	told, err := r.Host.ChangedAreas(ctx, r.snap, p.disk.Key, since)
 	if errors.Is(err, esxi.ErrNotProvable) {
 		r.log.Warn("the host does not tell which areas changed", "disk", p.disk.Label, "since", since, "error", err)
