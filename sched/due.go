@@ -41,10 +41,10 @@ func newTimer(s *calendar.Schedule, key string, cursor history.Cursor, now time.
 
 // find computes next.
 func (t *timer) find() {
-	t.next = t.schedule.Next(t.cursor.At)
+	t.next = t.schedule.Next(t.cursor.At).UTC()
 	// The last one again can only come after the clock was set back.
 	if !t.schedule.Relative && !t.next.IsZero() && t.next.Equal(t.cursor.Last) {
-		t.next = t.schedule.Next(t.next)
+		t.next = t.schedule.Next(t.next).UTC()
 	}
 }
 
@@ -82,7 +82,7 @@ func (t *timer) due(now time.Time) bool { return !t.next.IsZero() && !t.next.Aft
 func (t *timer) take(now time.Time) (due time.Time, missed int) {
 	due = t.next
 	for {
-		next := t.schedule.Next(due)
+		next := t.schedule.Next(due).UTC()
 		if next.IsZero() || next.After(now) {
 			break
 		}

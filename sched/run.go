@@ -18,8 +18,8 @@ type run struct {
 	plan  *plan // as the job was when the run began
 	tasks []*task
 	lastN int
-	// served is when it last got a place for a VM; before that, since when it
-	// waits.
+	// served is when it last got or gave back a place for a VM; before that, since
+	// when it waits.
 	served   time.Time
 	places   int
 	live     int   // tasks that have not ended

@@ -202,7 +202,7 @@ func (s *Scheduler) warnings(st *Status, now time.Time) {
 		add(history.LevelError, "", nil, text)
 	}
 	for name, h := range s.hosts {
-		if h.why != nil && h.notBefore.After(now) {
+		if h.why != nil {
 			add(history.LevelError, "", nil, fmt.Sprintf("host %s: %s", name, oneLine(h.why)))
 		}
 	}

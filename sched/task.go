@@ -229,6 +229,7 @@ func (s *Scheduler) release(t *task) {
 		s.host(t.rec.Host).taken--
 		s.places--
 		t.run.places--
+		t.run.served = s.now()
 		delete(s.busy, t.vm)
 	case history.TaskPrune, history.TaskCheck:
 		delete(s.upkeep, t.rec.Repository)

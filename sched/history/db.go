@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime/debug"
+	"sync/atomic"
 	"time"
 
 	"go.etcd.io/bbolt"
@@ -59,9 +60,11 @@ type Options struct {
 // DB is an open history. It may be used by many goroutines.
 type DB struct {
 	db       *bbolt.DB
+	file     *os.File // of db
 	path     string
 	o        Options
 	replaced string
+	broken   atomic.Pointer[error] // why nothing more is tried
 }
 
 // Names of buckets.
@@ -92,8 +95,18 @@ func Open(path string, o Options) (*DB, error) {
 	if o.KeepFor <= 0 {
 		o.KeepFor = DefaultKeepFor
 	}
+	suspect := false
+	if o.SetAside {
+		_, err := os.Lstat(path + suspectSuffix)
+		suspect = err == nil
+	}
 	d, err := open(path, o)
-	if err == nil || !o.SetAside || !errors.Is(err, ErrDamaged) {
+	switch {
+	case err == nil && suspect:
+		if err := d.Close(); err != nil {
+			return nil, err
+		}
+	case err == nil || !o.SetAside || !errors.Is(err, ErrDamaged):
 		return d, err
 	}
 	aside, rerr := setAside(path)
@@ -109,27 +122,39 @@ func Open(path string, o Options) (*DB, error) {
 }
 
 func open(path string, o Options) (_ *DB, err error) {
-	_, statErr := os.Stat(path)
+	info, statErr := os.Stat(path)
+	var refused *fs.PathError
 	d := &DB{path: path, o: o}
 	err = d.guard(func() error {
-		d.db, err = bbolt.Open(path, 0o600, &bbolt.Options{Timeout: lockWait, FreelistType: bbolt.FreelistMapType, NoSync: o.NoSync})
+		d.db, err = bbolt.Open(path, 0o600, &bbolt.Options{
+			Timeout: lockWait, FreelistType: bbolt.FreelistMapType, NoSync: o.NoSync, NoGrowSync: o.NoSync,
+			OpenFile: func(name string, flag int, perm os.FileMode) (*os.File, error) {
+				d.file, err = os.OpenFile(name, flag, perm)
+				return d.file, err
+			},
+		})
 		return err
 	})
+	if err != nil && d.file != nil {
+		_ = d.abandon() // the first error tells
+	}
 	switch {
 	case errors.Is(err, berrors.ErrTimeout):
 		return nil, fmt.Errorf("the history %s is in use: another hikae daemon runs with this state directory; stop it first: %w", path, ErrInUse)
 	case errors.Is(err, berrors.ErrInvalid), errors.Is(err, berrors.ErrChecksum), errors.Is(err, berrors.ErrVersionMismatch), errors.Is(err, berrors.ErrInvalidMapping):
 		return nil, d.damaged(err)
+	case err != nil && statErr == nil && info.Size() < int64(4*os.Getpagesize()) && !errors.As(err, &refused):
+		return nil, d.damaged(err) // not even a new one is so short
 	case err != nil:
 		return nil, fmt.Errorf("open the history %s: %w", path, err)
 	}
-	if err := d.prepare(); err != nil {
-		_ = d.db.Close() // the first error tells
+	if err := errors.Join(d.prepare(), d.look()); err != nil {
+		_ = d.Close() // the first error tells
 		return nil, err
 	}
-	if errors.Is(statErr, fs.ErrNotExist) {
+	if errors.Is(statErr, fs.ErrNotExist) && !o.NoSync {
 		if err := syncDir(filepath.Dir(path)); err != nil {
-			_ = d.db.Close() // the first error tells
+			_ = d.Close() // the first error tells
 			return nil, fmt.Errorf("open the history %s: %w", path, err)
 		}
 	}
@@ -174,8 +199,40 @@ func (d *DB) prepare() error {
 	})
 }
 
+// look reads all that a start needs, so that damage there shows at once.
+func (d *DB) look() error {
+	if _, err := d.Open(); err != nil {
+		return err
+	}
+	if _, err := d.Jobs(); err != nil {
+		return err
+	}
+	if _, err := d.VMs(); err != nil {
+		return err
+	}
+	_, err := d.LastID()
+	return err
+}
+
 // Close gives the file back.
-func (d *DB) Close() error { return d.db.Close() }
+func (d *DB) Close() error {
+	if d.broken.Load() != nil {
+		return d.abandon() // bbolt may wait for a lock that a panic left taken
+	}
+	return d.db.Close()
+}
+
+// abandon closes the file behind bbolt's back. Its lock lasts as long as its
+// pages are mapped, unless it is undone.
+func (d *DB) abandon() error {
+	if err := unix.Flock(int(d.file.Fd()), unix.LOCK_UN); err != nil {
+		if errors.Is(err, unix.EBADF) {
+			return nil // bbolt has closed it
+		}
+		return err
+	}
+	return d.file.Close()
+}
 
 // Path is the file's name.
 func (d *DB) Path() string { return d.path }
@@ -190,15 +247,27 @@ func (d *DB) damaged(err error) error {
 
 // guard turns what bbolt does with damaged pages, which it trusts, into an
 // error: it panics, or touches memory behind the end of a file that was cut.
+// After that nothing more is tried, for locks may be left taken, and the next
+// Open with SetAside begins anew.
 func (d *DB) guard(do func() error) (err error) {
+	if why := d.broken.Load(); why != nil {
+		return *why
+	}
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
 	defer func() {
 		if p := recover(); p != nil {
 			err = d.damaged(fmt.Errorf("%v", p))
+			d.broken.Store(&err)
+			// Without the mark the next start tries this file again, no more.
+			_ = os.WriteFile(d.path+suspectSuffix, nil, 0o600)
 		}
 	}()
 	return do()
 }
+
+// suspectSuffix makes the name of a file that says that damage was found where
+// opening does not look.
+const suspectSuffix = ".damaged"
 
 func setAside(path string) (string, error) {
 	for n := 1; ; n++ {
@@ -207,6 +276,7 @@ func setAside(path string) (string, error) {
 			if err := os.Rename(path, aside); err != nil {
 				return "", fmt.Errorf("put the damaged history aside: %w", err)
 			}
+			os.Remove(path + suspectSuffix)
 			return aside, nil
 		} else if err != nil {
 			return "", fmt.Errorf("put the damaged history aside: %w", err)
