@@ -19,10 +19,16 @@ type Cleaned struct {
 
 // Cleanup removes the snapshots that dead runs of this machine left on a host:
 // those whose name stands in the journal below state, no others, whatever they
-// are called. Runs that are alive are left alone. What could not be removed
-// stays in the journal, and the error says so.
+// are called. Before that it removes what restores of this machine left that
+// were killed (see CleanupRestores), which is logged. Runs that are alive are left
+// alone. What could not be removed stays in the journal, and the error says so.
 func Cleanup(ctx context.Context, host *esxi.Host, hostName, state string, log *slog.Logger) ([]Cleaned, error) {
-	log = orDiscard(log)
+	_, restores := CleanupRestores(ctx, host, hostName, state, log)
+	cleaned, err := cleanupSnapshots(ctx, host, hostName, state, orDiscard(log))
+	return cleaned, errors.Join(restores, err)
+}
+
+func cleanupSnapshots(ctx context.Context, host *esxi.Host, hostName, state string, log *slog.Logger) ([]Cleaned, error) {
 	dead, err := deadEntries(state, hostName)
 	defer func() {
 		for _, e := range dead {

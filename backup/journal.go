@@ -23,7 +23,8 @@ import (
 // on disk before the snapshot is asked for and goes when the snapshot is gone.
 // The run keeps it locked (flock); the kernel drops the lock when the process
 // dies, however it dies, so an unlocked entry is one to clean up after. The name
-// alone says host and snapshot: what stands inside is for people.
+// alone says host and snapshot: what stands inside is for people. Restores have
+// entries of their own kind in the same folder (see restoreEntry).
 
 // snapshotPrefix and a run's id make the name of its snapshot.
 const snapshotPrefix = "hikae-"
@@ -53,25 +54,29 @@ func journalPath(state, host, run string) string {
 
 // writeEntry puts a run into the journal, to stay there through a crash.
 func writeEntry(state string, e entry) (*entry, error) {
-	fail := func(err error) (*entry, error) {
+	e.path = journalPath(state, e.Host, e.Run)
+	var err error
+	if e.file, err = putEntry(state, e.path, e); err != nil {
 		return nil, fmt.Errorf("the journal in %s cannot be written, so no snapshot is made: %w", state, err)
 	}
+	return &e, nil
+}
+
+// putEntry writes an entry's file, which stays locked as long as it is open.
+func putEntry(state, path string, e any) (f *os.File, err error) {
 	if err := os.MkdirAll(journalDir(state), 0o700); err != nil {
-		return fail(err)
+		return nil, err
 	}
 	text, err := json.MarshalIndent(e, "", "  ")
 	if err != nil {
-		return fail(err)
+		return nil, err
 	}
-	e.path = journalPath(state, e.Host, e.Run)
 	// Under another name until it is locked and whole, so that no cleaner takes
 	// it for a dead one in between.
-	tmp := e.path + ".tmp"
-	f, err := os.OpenFile(tmp, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
-	if err != nil {
-		return fail(err)
+	tmp := path + ".tmp"
+	if f, err = os.OpenFile(tmp, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600); err != nil {
+		return nil, err
 	}
-	e.file = f
 	err = lock(f)
 	if err == nil {
 		_, err = f.Write(append(text, '\n'))
@@ -80,18 +85,18 @@ func writeEntry(state string, e entry) (*entry, error) {
 		err = f.Sync()
 	}
 	if err == nil {
-		err = os.Rename(tmp, e.path)
+		err = os.Rename(tmp, path)
 	}
 	if err == nil {
 		err = syncDir(journalDir(state))
 	}
 	if err != nil {
 		os.Remove(tmp)
-		os.Remove(e.path)
+		os.Remove(path)
 		f.Close()
-		return fail(err)
+		return nil, err
 	}
-	return &e, nil
+	return f, nil
 }
 
 // done takes the entry out of the journal: nothing is left to clean up.
@@ -149,35 +154,45 @@ func deadEntries(state, host string) ([]*entry, error) {
 
 // claim locks an entry whose run is dead; nil when it is alive or gone.
 func claim(path string) (*entry, error) {
-	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	f, text, err := claimFile(path)
+	if f == nil {
+		return nil, err
+	}
+	e := &entry{}
+	// What a power cut left of the text does not matter: the name says enough.
+	if json.Unmarshal(text, e) != nil {
+		e = &entry{}
+	}
+	e.path, e.file = path, f
+	return e, nil
+}
+
+// claimFile is claim for an entry of any kind.
+func claimFile(path string) (f *os.File, text []byte, err error) {
+	f, err = os.OpenFile(path, os.O_RDWR, 0)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
+		return nil, nil, nil
 	}
 	if err != nil {
-		return nil, fmt.Errorf("the journal cannot be read: %w", err)
+		return nil, nil, fmt.Errorf("the journal cannot be read: %w", err)
 	}
 	if err := lock(f); err != nil {
 		f.Close()
 		if errors.Is(err, unix.EWOULDBLOCK) {
-			return nil, nil
+			return nil, nil, nil
 		}
-		return nil, fmt.Errorf("the journal entry %s cannot be locked: %w", path, err)
+		return nil, nil, fmt.Errorf("the journal entry %s cannot be locked: %w", path, err)
 	}
 	// Its run, or another cleaner, may have taken it away before the lock.
 	opened, err := f.Stat()
 	named, nerr := os.Stat(path)
 	if err != nil || nerr != nil || !os.SameFile(opened, named) {
 		f.Close()
-		return nil, nil
+		return nil, nil, nil
 	}
-	e := &entry{}
-	// What a power cut left of the text does not matter: the name says enough.
-	text := make([]byte, min(opened.Size(), 64<<10))
-	if n, _ := f.ReadAt(text, 0); json.Unmarshal(text[:n], e) != nil {
-		e = &entry{}
-	}
-	e.path, e.file = path, f
-	return e, nil
+	text = make([]byte, min(opened.Size(), 64<<10))
+	n, _ := f.ReadAt(text, 0)
+	return f, text[:n], nil
 }
 
 // lockVM makes sure that only one process of this machine has a VM in hand: a

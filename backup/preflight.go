@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"hikae/backup/esxi"
+	"hikae/backup/vmdk"
 	"hikae/backup/vmx"
 	"hikae/repo"
 )
@@ -17,8 +18,8 @@ import (
 // problems gathers what stands in the way of a restore, so that the operator
 // sees all of it at once.
 type problems struct {
-	list []string
-	room bool
+	list  []string
+	kinds []error // besides ErrRefused
 }
 
 func (p *problems) add(format string, args ...any) {
@@ -31,8 +32,8 @@ func (p *problems) err(what string) error {
 		return nil
 	}
 	kind := ErrRefused
-	if p.room {
-		kind = fmt.Errorf("%w: %w", ErrRefused, ErrNoRoom)
+	for _, k := range p.kinds {
+		kind = fmt.Errorf("%w: %w", kind, k)
 	}
 	return fmt.Errorf("%s cannot begin, nothing was touched: %s: %w", what, strings.Join(p.list, "; "), kind)
 }
@@ -42,6 +43,9 @@ func (p *problems) err(what string) error {
 func (r *restoring) preflight(ctx context.Context) error {
 	var p problems
 	r.checkGeneration(ctx, &p)
+	if err := r.checkWay(ctx, &p); err != nil {
+		return err
+	}
 	original, err := r.checkName(ctx, &p)
 	if err != nil {
 		return err
@@ -58,6 +62,11 @@ func (r *restoring) preflight(ctx context.Context) error {
 		return err
 	}
 	r.configure(r.config, original)
+	if r.res.Way == WayUpload {
+		if r.res.BytesData < r.res.BytesCapacity {
+			r.warn("%s, so its disks become thick and are sent whole, zeros included: %s for %s of data", r.res.WayReason, size(r.res.BytesCapacity), size(r.res.BytesData))
+		}
+	}
 	return nil
 }
 
@@ -66,6 +75,13 @@ func (r *restoring) checkGeneration(ctx context.Context, p *problems) {
 	r.base = cleanName(r.Name, "vm")
 	for i, m := range r.manifest.Disks {
 		d, err := r.Generation.OpenDisk(i)
+		kind := r.Provisioning
+		if desc, derr := vmdk.ParseDescriptor([]byte(m.Descriptor)); derr != nil && err == nil && m.Descriptor != "" {
+			p.add("%s (%s) has a descriptor that cannot be read: %s", m.Label, m.Name, oneLine(derr))
+			continue
+		} else if derr == nil && kind == "" {
+			kind = provisioning(desc)
+		}
 		if err == nil {
 			// The root of its tree is read by this: a generation whose tree is
 			// gone is found out now.
@@ -82,6 +98,7 @@ func (r *restoring) checkGeneration(ctx context.Context, p *problems) {
 			p.add("%s (%s) has no descriptor", m.Label, m.Name)
 		default:
 			r.disks = append(r.disks, d)
+			r.kinds = append(r.kinds, kind)
 			r.res.BytesCapacity += d.Size()
 			r.res.BytesData += d.DataBytes()
 		}
@@ -126,8 +143,38 @@ func (r *restoring) checkName(ctx context.Context, p *problems) (original bool, 
 	return original, nil
 }
 
-// checkStore looks for the datastore and its room. Files sent to it are
-// allocated in full, whatever they were before.
+// checkWay decides how the disks are written.
+func (r *restoring) checkWay(ctx context.Context, p *problems) error {
+	ways, err := r.Host.Ways(ctx)
+	if err != nil {
+		return err
+	}
+	if ways.Control == "" {
+		p.add("nothing can be changed on the host: %s", ways.ControlWhy)
+		p.kinds = append(p.kinds, esxi.ErrRestricted)
+	}
+	r.res.Way = WaySSH
+	if ways.SSH.Reachable {
+		return nil
+	}
+	r.res.Way = WayUpload
+	switch {
+	case !ways.SSH.Configured:
+		r.res.WayReason = "SSH to the host is not configured (hikae host add --ssh)"
+	case ways.SSH.Err != nil:
+		r.res.WayReason = "SSH does not work: " + oneLine(ways.SSH.Err)
+	default:
+		r.res.WayReason = "SSH does not work"
+	}
+	if r.Provisioning == esxi.Thin {
+		p.add("thin disks can be made over SSH only, and %s", r.res.WayReason)
+	}
+	return nil
+}
+
+// checkStore looks for the datastore and its room. Thin disks take what is not
+// zeros, all others their size at once; a file that is uploaded is allocated in
+// full.
 func (r *restoring) checkStore(stores []esxi.Datastore, p *problems) {
 	i := slices.IndexFunc(stores, func(s esxi.Datastore) bool { return s.Name == r.Datastore })
 	if i < 0 {
@@ -143,18 +190,43 @@ func (r *restoring) checkStore(stores []esxi.Datastore, p *problems) {
 		p.add("datastore %s is not accessible", s.Name)
 		return
 	}
-	need := r.res.BytesCapacity + 64<<20 // descriptors, configuration, log
-	why := "its disks become thick"
-	if r.PowerOn && r.config != nil {
-		if v, ok := r.config.Get("memSize"); ok {
-			if mib, err := strconv.ParseInt(v, 10, 32); err == nil && mib > 0 {
-				need += mib << 20
-				why += ", and it swaps there when it runs"
-			}
-		}
-	}
+	need, why := r.room()
 	if s.Free < need {
-		p.room = true
+		p.kinds = append(p.kinds, ErrNoRoom)
 		p.add("datastore %s has %s free and the VM needs %s (%s): free some, or restore to another datastore", s.Name, size(s.Free), size(need), why)
 	}
+}
+
+// smallFiles is more than descriptors, configuration and log take, in bytes.
+const smallFiles = 64 << 20
+
+// room is what the VM takes on the datastore in bytes, and what of it is what.
+func (r *restoring) room() (need int64, why string) {
+	var thin, thick int64
+	for i, d := range r.disks {
+		if r.res.Way == WaySSH && r.kinds[i] == esxi.Thin {
+			thin += d.DataBytes()
+		} else {
+			thick += d.Size()
+		}
+	}
+	var parts []string
+	if thin > 0 {
+		parts = append(parts, size(thin)+" of data on thin disks")
+	}
+	if thick > 0 {
+		parts = append(parts, size(thick)+" of thick disks")
+		if r.res.Way == WayUpload {
+			parts[len(parts)-1] = size(thick) + " of disks, which become thick without SSH"
+		}
+	}
+	need = thin + thick + smallFiles
+	if r.PowerOn && r.config != nil {
+		v, _ := r.config.Get("memSize")
+		if mib, err := strconv.ParseInt(v, 10, 32); err == nil && mib > 0 {
+			need += mib << 20
+			parts = append(parts, size(mib<<20)+" to swap when it runs")
+		}
+	}
+	return need, strings.Join(append(parts, size(smallFiles)+" for its other files"), ", ")
 }

@@ -6,10 +6,9 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
 	"strings"
 	"time"
-
-	"golang.org/x/sync/errgroup"
 
 	"hikae/backup/esxi"
 	"hikae/backup/vmx"
@@ -32,16 +31,33 @@ type RestoreOptions struct {
 	// another name than it had, or beside the original, gets a new identity.
 	Name    string
 	PowerOn bool
+	// Provisioning is how the disks take their room on the datastore; "" is as
+	// each one was, thin or thick (a thick disk's descriptor does not tell whether
+	// it was zeroed at once, so it becomes esxi.ThickLazy). Without SSH disks become
+	// thick, and esxi.Thin is refused.
+	Provisioning esxi.Provisioning
 	// State is the directory of the journal, as Options.State; "" goes without,
-	// and then a process killed while it verifies leaves its snapshot behind.
+	// and then a process that is killed leaves behind what it made.
 	State string
 	// VerifyBlocks is how many ranges of 256 KiB a disk are read back and
-	// compared; 0 is 32, negative is none.
+	// compared where the host cannot hash what it holds; 0 is 32. Negative verifies
+	// nothing, by hashes neither.
 	VerifyBlocks int
 	Progress     func(Event)
 	Logger       *slog.Logger
 	Clock        func() time.Time
 }
+
+// Ways of writing disks to a host.
+const (
+	// WaySSH makes each disk with vmkfstools and writes what is not zeros, in
+	// parallel. The host's hashes of what it holds are compared before it knows
+	// of the VM.
+	WaySSH = "ssh"
+	// WayUpload sends disks whole over HTTPS, zeros included; they become thick. A
+	// sample is read back under a snapshot once the VM is registered.
+	WayUpload = "upload"
+)
 
 // RestoreResult is what a restore came to. Sizes are in bytes.
 type RestoreResult struct {
@@ -49,22 +65,25 @@ type RestoreResult struct {
 	Host          string   `json:"host"`
 	VM            string   `json:"vm"`
 	Datastore     string   `json:"datastore"`
-	Folder        string   `json:"folder"`   // "[datastore1] web01"
-	Identity      string   `json:"identity"` // keep or new
+	Folder        string   `json:"folder"`     // "[datastore1] web01"
+	Identity      string   `json:"identity"`   // keep or new
+	Way           string   `json:"way"`        // WaySSH or WayUpload
+	WayReason     string   `json:"way_reason"` // why not a better one; "" for the best
 	BytesCapacity int64    `json:"bytes_capacity"`
 	BytesData     int64    `json:"bytes_data"`     // of the capacity, not zeros
-	BytesSent     int64    `json:"bytes_sent"`     // to the host, repeated ones included
-	BytesVerified int64    `json:"bytes_verified"` // read back and compared
+	BytesSent     int64    `json:"bytes_sent"`     // of disks to the host, repeated ones included
+	BytesVerified int64    `json:"bytes_verified"` // hashed by the host, or read back, and compared
 	PoweredOn     bool     `json:"powered_on"`
 	Seconds       float64  `json:"seconds"`
+	SecondsSent   float64  `json:"seconds_sent"` // of Seconds, what the disks took to be sent
 	Warnings      []string `json:"warnings,omitempty"`
 }
 
 // How a restore sends.
 const (
-	uploadsAtOnce  = 2 // disks; a host takes four requests and others may be at work
-	uploadAttempts = 3
-	defaultVerify  = 32
+	targetsAtOnce = 2 // a host takes four requests and others may be at work
+	sendAttempts  = 3
+	defaultVerify = 32
 	// verifyBlock is a multiple of every block size a repository may have.
 	verifyBlock = 256 << 10
 )
@@ -77,25 +96,30 @@ type restoring struct {
 	now      func() time.Time
 	manifest *repo.Manifest
 	disks    []*repo.Disk
+	kinds    []esxi.Provisioning // what each disk becomes
 	config   *vmx.File
 	nvram    []byte
 	base     string // of the .vmx's and .nvram's names
+	entry    *restoreEntry
 	vm       *esxi.VM
+	targets  []*written // of WaySSH, as the disks
+	hashed   bool       // the host's hashes of all disks were compared
 	bufs     *pool
 	res      RestoreResult
 }
 
 // Restore makes a VM out of a generation: a folder of its own on the datastore,
-// each disk as a flat file with its descriptor, the firmware settings, the
-// configuration last; then it registers the VM, reads a sample of every disk
-// back, and starts it if asked to. Disks become thick: a datastore's file server
-// takes whole files only, so their zeros cross the wire as well.
+// the disks, the firmware settings, the configuration last; then it registers the
+// VM, and starts it if asked to. How the disks are written depends on whether the
+// host has SSH (WaySSH, WayUpload), and so do when and how they are verified; the
+// VM that comes of it is the same.
 //
 // Everything that can be known before is checked before, and told in one error
 // (ErrRefused, and ErrNoRoom when room is among it). When anything fails later,
 // or ctx ends, what was made is removed again; when that fails as well, the error
-// names what is left. A VM that is registered and verified but does not start
-// stays.
+// names what is left. What a killed process left, the next restore or backup with
+// the same State on the same host removes. A VM that is registered and verified
+// but does not start stays.
 func Restore(ctx context.Context, o RestoreOptions) (RestoreResult, error) {
 	if o.Generation == nil || o.Host == nil || o.Datastore == "" {
 		return RestoreResult{}, errors.New("a restore needs a generation, a host and a datastore")
@@ -119,6 +143,7 @@ func Restore(ctx context.Context, o RestoreOptions) (RestoreResult, error) {
 
 func (r *restoring) run(ctx context.Context) error {
 	r.meter.begin(PhaseCheck, 0, "")
+	r.cleanup(ctx)
 	if err := r.preflight(ctx); err != nil {
 		return err
 	}
@@ -136,6 +161,21 @@ func (r *restoring) run(ctx context.Context) error {
 	return nil
 }
 
+// cleanup removes what restores left that were cut off: it takes room, and
+// perhaps the name. That it fails is no reason not to restore.
+func (r *restoring) cleanup(ctx context.Context) {
+	if r.State == "" {
+		return
+	}
+	cleaned, err := CleanupRestores(ctx, r.Host, r.HostName, r.State, r.log)
+	for _, c := range cleaned {
+		r.warn("an earlier restore of %s was cut off; the folder %q that it had made was removed", c.VM, c.Folder)
+	}
+	if err != nil && ctx.Err() == nil {
+		r.warn("%s", oneLine(err))
+	}
+}
+
 // build makes the VM, or nothing.
 func (r *restoring) build(ctx context.Context) (err error) {
 	if err := r.makeFolder(ctx); err != nil {
@@ -146,8 +186,22 @@ func (r *restoring) build(ctx context.Context) (err error) {
 			err = r.undo(ctx, err)
 		}
 	}()
-	if err := r.uploadDisks(ctx); err != nil {
+	if err := r.mark(ctx); err != nil {
 		return err
+	}
+	began := r.now()
+	write := r.uploadDisks
+	if r.res.Way == WaySSH {
+		write = r.writeDisks
+	}
+	if err := write(ctx); err != nil {
+		return err
+	}
+	r.res.SecondsSent = r.now().Sub(began).Seconds()
+	if r.res.Way == WaySSH {
+		if err := r.finishDisks(ctx); err != nil {
+			return err
+		}
 	}
 	if len(r.nvram) > 0 {
 		if err := r.uploadSmall(ctx, r.base+".nvram", r.nvram); err != nil {
@@ -162,7 +216,13 @@ func (r *restoring) build(ctx context.Context) (err error) {
 	if r.vm, err = r.Host.RegisterVM(ctx, r.path(r.base+".vmx"), r.Name); err != nil {
 		return err
 	}
-	return r.verify(ctx)
+	r.log.Debug("registered", "vm", r.Name, "id", r.vm.ID)
+	if !r.hashed {
+		if err := r.verify(ctx); err != nil {
+			return err
+		}
+	}
+	return r.commit(ctx)
 }
 
 // path is a file in the VM's folder.
@@ -175,101 +235,92 @@ func (r *restoring) makeFolder(ctx context.Context) error {
 		if i > 0 {
 			folder += fmt.Sprintf("-%d", i)
 		}
-		err := r.Host.MakeDirectory(ctx, folder)
-		if errors.Is(err, esxi.ErrExists) {
+		if there, err := r.Host.Exists(ctx, folder); err != nil {
+			return err
+		} else if there {
 			continue
 		}
-		if err != nil {
+		e := &restoreEntry{
+			Run: newRunID(), Host: r.HostName, VM: r.Name, Generation: r.res.Generation, Folder: folder, Config: r.base + ".vmx",
+			Created: r.now().UTC(), PID: os.Getpid(),
+		}
+		for _, m := range r.manifest.Disks {
+			e.Files = append(e.Files, m.Name+".vmdk", m.Name+"-flat.vmdk")
+		}
+		if err := e.write(r.State); err != nil {
 			return err
 		}
-		r.res.Folder = folder
+		r.log.Debug("journalled", "folder", folder, "run", e.Run)
+		err := r.Host.MakeDirectory(ctx, folder)
+		if errors.Is(err, esxi.ErrExists) { // since a moment
+			if err := e.done(); err != nil {
+				return err
+			}
+			continue
+		}
+		r.entry, r.res.Folder = e, folder
+		if err != nil {
+			return r.undo(ctx, err) // it may be there all the same
+		}
 		r.log.Info("made the folder", "folder", folder)
 		return nil
 	}
 	return fmt.Errorf("datastore %s has a hundred folders called %s already; remove some, or choose another name: %w", r.Datastore, r.Name, ErrRefused)
 }
 
+// mark makes the mark of a restore that is not finished.
+func (r *restoring) mark(ctx context.Context) error {
+	err := r.again(ctx, "mark", func() error {
+		err := r.Host.MakeDirectory(ctx, r.entry.mark())
+		if errors.Is(err, esxi.ErrExists) {
+			return nil // nobody else makes one of this name
+		}
+		return err
+	})
+	r.log.Debug("marked", "folder", r.res.Folder, "error", err)
+	return err
+}
+
+// commit ends the restore: from here on it is not undone.
+func (r *restoring) commit(ctx context.Context) error {
+	if err := r.again(ctx, "mark", func() error { return r.Host.DeleteEmpty(ctx, r.entry.mark()) }); err != nil {
+		return err
+	}
+	r.log.Debug("finished", "folder", r.res.Folder)
+	if err := r.entry.done(); err != nil {
+		r.log.Warn("the journal entry of a finished restore is left, which harms nothing", "entry", r.entry.path, "error", err)
+	}
+	return nil
+}
+
 // undo removes what was made, and says what became of it.
 func (r *restoring) undo(ctx context.Context, cause error) error {
 	undo, cancel := undoContext(ctx, 10*time.Minute)
 	defer cancel()
-	var err error
-	if r.vm == nil {
-		// The call to register may have failed after the host had done it.
-		r.vm, err = r.registered(undo)
-	}
-	if r.vm != nil {
-		err = errors.Join(err, r.Host.UnregisterVM(undo, r.vm))
-	}
+	_, err := r.entry.remove(undo, r.Host)
 	if err == nil {
-		err = r.Host.Delete(undo, r.res.Folder)
+		err = r.entry.done()
 	}
 	if err != nil {
-		return fmt.Errorf("restore of %s as %s failed: %w; and what it made could not be removed, so remove the VM %s and the folder %q by hand: %w",
-			r.res.Generation, r.Name, cause, r.Name, r.res.Folder, err)
+		later := "remove the VM " + r.Name + " and the folder by hand"
+		if r.entry.file != nil && !errors.Is(err, errTaken) {
+			later = "the next restore or backup on this host tries again"
+		}
+		r.entry.leave()
+		return fmt.Errorf("restore of %s as %s failed: %w; and what it made, the folder %q, could not be removed (%s): %w",
+			r.res.Generation, r.Name, cause, r.res.Folder, later, err)
 	}
 	return fmt.Errorf("restore of %s as %s failed, and what it had made was removed again: %w", r.res.Generation, r.Name, cause)
 }
 
-// registered finds the VM whose configuration lies in our folder.
-func (r *restoring) registered(ctx context.Context) (*esxi.VM, error) {
-	vms, err := r.Host.VMs(ctx)
-	if err != nil {
-		return nil, err
-	}
-	for i := range vms {
-		if vms[i].ConfigPath == r.path(r.base+".vmx") {
-			return &vms[i], nil
-		}
-	}
-	return nil, nil
-}
-
-// uploadDisks sends all disks, a few at once.
-func (r *restoring) uploadDisks(ctx context.Context) error {
-	r.meter.begin(PhaseUpload, r.res.BytesCapacity, "")
-	g, ctx := errgroup.WithContext(ctx)
-	g.SetLimit(uploadsAtOnce)
-	for i, d := range r.disks {
-		g.Go(func() error {
-			m := r.manifest.Disks[i]
-			if err := r.uploadDisk(ctx, m.Name+"-flat.vmdk", m.Label, d); err != nil {
-				return fmt.Errorf("%s (%s): %w", m.Label, m.Name, err)
-			}
-			return r.uploadSmall(ctx, m.Name+".vmdk", []byte(m.Descriptor))
-		})
-	}
-	return g.Wait()
-}
-
-// uploadDisk sends one disk. A transfer that breaks starts again: the host takes
-// whole files only.
-func (r *restoring) uploadDisk(ctx context.Context, name, label string, d *repo.Disk) error {
+// again does something small that does no harm when done twice.
+func (r *restoring) again(ctx context.Context, what string, do func() error) error {
 	for attempt := 1; ; attempt++ {
-		c := newContent(ctx, d, r.bufs, func(n int64) { r.meter.add(label, n) })
-		err := r.Host.Upload(ctx, r.path(name), c, d.Size())
-		sent := c.Close()
-		r.meter.mu.Lock()
-		r.res.BytesSent += sent
-		r.meter.mu.Unlock()
-		if err == nil || ctx.Err() != nil || attempt == uploadAttempts || !worthAnother(err) {
+		err := do()
+		if err == nil || ctx.Err() != nil || attempt == sendAttempts || !worthAnother(err) {
 			return err
 		}
-		r.log.Warn("an upload broke, starting it again", "file", name, "after", sent, "error", err)
-		r.meter.grow(sent)
-		if err := r.Host.Delete(ctx, r.path(name)); err != nil {
-			return err
-		}
-	}
-}
-
-func (r *restoring) uploadSmall(ctx context.Context, name string, data []byte) error {
-	for attempt := 1; ; attempt++ {
-		err := r.Host.Upload(ctx, r.path(name), bytes.NewReader(data), int64(len(data)))
-		if err == nil || ctx.Err() != nil || attempt == uploadAttempts || !worthAnother(err) {
-			return err
-		}
-		r.log.Warn("an upload broke, starting it again", "file", name, "error", err)
+		r.log.Warn("a step of the restore broke, doing it again", "what", what, "error", err)
 	}
 }
 
@@ -277,12 +328,21 @@ func (r *restoring) uploadSmall(ctx context.Context, name string, data []byte) e
 // reason speaks against. The host's client renews an expired session before it
 // tries again, and never repeats a refused login.
 func worthAnother(err error) bool {
-	for _, final := range []error{esxi.ErrNoSpace, esxi.ErrRestricted, esxi.ErrDenied, esxi.ErrThumbprint, repo.ErrDamaged, repo.ErrClosed} {
+	for _, final := range []error{
+		esxi.ErrNoSpace, esxi.ErrRestricted, esxi.ErrDenied, esxi.ErrThumbprint, esxi.ErrHostKey, esxi.ErrLogin, repo.ErrDamaged, repo.ErrClosed,
+	} {
 		if errors.Is(err, final) {
 			return false
 		}
 	}
 	return true
+}
+
+// uploadSmall sends a file of the VM other than a disk's content.
+func (r *restoring) uploadSmall(ctx context.Context, name string, data []byte) error {
+	err := r.again(ctx, name, func() error { return r.Host.Upload(ctx, r.path(name), bytes.NewReader(data), int64(len(data))) })
+	r.log.Debug("sent a small file", "file", name, "error", err)
+	return err
 }
 
 // configure makes the configuration of the restored VM.
