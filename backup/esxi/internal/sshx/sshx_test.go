@@ -351,3 +351,17 @@ func TestTooManySessions(t *testing.T) {
 	cancel()
 	wg.Wait()
 }
+
+func FuzzFingerprint(f *testing.F) {
+	f.Add("SHA256:47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU=")
+	f.Add("SHA256:")
+	f.Fuzz(func(t *testing.T, s string) {
+		got, err := ParseFingerprint(s)
+		if err != nil {
+			return
+		}
+		if again, err := ParseFingerprint(got); err != nil || again != got {
+			t.Errorf("%q is %q is %q, %v", s, got, again, err)
+		}
+	})
+}
