@@ -1,6 +1,7 @@
 package vdisk
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -15,6 +16,9 @@ import (
 
 const copyStep = 1 << 20
 
+// zeroPart is compared with: what is equal to it becomes a hole.
+var zeroPart [16 << 10]byte
+
 // writeDescriptor puts a descriptor in place by a rename, so that it is the old one or the new one, never half.
 func writeDescriptor(path string, desc *vmdk.Descriptor) error {
 	return replace(path, desc.Bytes())
@@ -22,7 +26,7 @@ func writeDescriptor(path string, desc *vmdk.Descriptor) error {
 
 func replace(path string, chunks ...[]byte) error { return replaceSized(path, 0, chunks...) }
 
-// replaceSized makes the file at least so long, with a hole where the chunks end.
+// replaceSized makes the file at least so long, with holes where the chunks are zero.
 func replaceSized(path string, size int64, chunks ...[]byte) (err error) {
 	f, err := os.CreateTemp(filepath.Dir(path), ".vdisk-*")
 	if err != nil {
@@ -35,15 +39,18 @@ func replaceSized(path string, size int64, chunks ...[]byte) (err error) {
 	}()
 	var n int64
 	for _, p := range chunks {
-		if _, err := f.Write(p); err != nil {
-			return errors.Join(err, f.Close())
+		for len(p) > 0 {
+			part := p[:min(len(p), len(zeroPart))]
+			if !bytes.Equal(part, zeroPart[:len(part)]) {
+				if _, err := f.WriteAt(part, n); err != nil {
+					return errors.Join(err, f.Close())
+				}
+			}
+			n, p = n+int64(len(part)), p[len(part):]
 		}
-		n += int64(len(p))
 	}
-	if n < size {
-		if err := f.Truncate(size); err != nil {
-			return errors.Join(err, f.Close())
-		}
+	if err := f.Truncate(max(n, size)); err != nil {
+		return errors.Join(err, f.Close())
 	}
 	if err := f.Close(); err != nil {
 		return err

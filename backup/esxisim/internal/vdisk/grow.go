@@ -33,7 +33,7 @@ func (d *Disk) Grow(capacity int64) error {
 		return errors.Join(err, d.rebuild())
 	}
 	if l.tracking != nil {
-		table, err := l.readTable()
+		table, _, err := l.readTable()
 		if err != nil {
 			return errors.Join(err, d.rebuild())
 		}

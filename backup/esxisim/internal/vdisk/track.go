@@ -83,22 +83,42 @@ func writeTracking(path string, head *vmdk.Tracking, table []byte, strange bool)
 	return replaceSized(path, head.Size(), head.Header(), table)
 }
 
-func (l *link) readTable() ([]byte, error) {
+// readTable reads a link's table, and tells which parts of it, in bytes, are not holes: those of a big disk are long, and mostly
+// say that nothing was written.
+func (l *link) readTable() (table []byte, parts []vmdk.Area, err error) {
 	path := l.ctk()
 	f, err := os.Open(path)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	defer f.Close()
-	table := make([]byte, 4*l.tracking.Blocks())
-	if _, err := f.ReadAt(table, l.tableAt()); err != nil {
-		return nil, fmt.Errorf("%s: %w", path, err)
+	local, err := vmdk.NewLocalFile(f)
+	if err != nil {
+		return nil, nil, err
 	}
-	return table, nil
+	at := l.tableAt()
+	table = make([]byte, 4*l.tracking.Blocks())
+	for off, end := at, at+int64(len(table)); off < end; {
+		start, stop, err := local.NextData(off)
+		if errors.Is(err, io.EOF) || err == nil && start >= end {
+			break
+		}
+		if err != nil {
+			return nil, nil, fmt.Errorf("%s: %w", path, err)
+		}
+		// Entries are never cut: holes begin and end at whole blocks of the file system.
+		start, stop = max(start, at), min((stop+3)/4*4, end)
+		if _, err := f.ReadAt(table[start-at:stop-at], start); err != nil {
+			return nil, nil, fmt.Errorf("%s: %w", path, err)
+		}
+		parts = append(parts, vmdk.Area{Offset: start - at, Length: stop - start})
+		off = stop
+	}
+	return table, parts, nil
 }
 
 func (l *link) openTracker() (*tracker, error) {
-	table, err := l.readTable()
+	table, _, err := l.readTable()
 	if err != nil {
 		return nil, err
 	}
@@ -167,7 +187,7 @@ func (d *Disk) EnableTracking(o TrackingOptions) error {
 				stamp(table, a.Offset/head.Granularity, (a.End()-1)/head.Granularity, head.Number)
 			}
 		}
-		if err := d.track(l, head, bytes.TrimRight(table, "\x00")); err != nil {
+		if err := d.track(l, head, table); err != nil {
 			return err
 		}
 	}
@@ -203,7 +223,7 @@ func (d *Disk) strange() bool {
 // be on.
 func (d *Disk) UseStrangeTracking() error {
 	return d.rewriteTracking(func(_ int, l *link) (*vmdk.Tracking, []byte, error) {
-		table, err := l.readTable()
+		table, _, err := l.readTable()
 		return l.tracking, table, err
 	}, true)
 }
@@ -330,20 +350,22 @@ func (d *Disk) Changed(i int, since string) ([]vmdk.Area, error) {
 	// Below a link of another identity was before since, whatever the numbers say.
 	for ; i >= 0 && d.links[i].tracking != nil && d.links[i].tracking.UUID == uuid; i-- {
 		l := d.links[i]
-		table, err := l.readTable()
+		table, parts, err := l.readTable()
 		if err != nil {
 			return nil, err
 		}
 		g := l.tracking.Granularity
-		for b := int64(0); 4*b < int64(len(table)); b++ {
-			if binary.LittleEndian.Uint32(table[4*b:]) <= number {
-				continue
-			}
-			a := vmdk.Area{Offset: b * g, Length: min(g, d.size-b*g)}
-			if n := len(areas); n > 0 && areas[n-1].End() == a.Offset {
-				areas[n-1].Length += a.Length
-			} else {
-				areas = append(areas, a)
+		for _, part := range parts {
+			for b := part.Offset / 4; 4*b < part.End(); b++ {
+				if binary.LittleEndian.Uint32(table[4*b:]) <= number {
+					continue
+				}
+				a := vmdk.Area{Offset: b * g, Length: min(g, d.size-b*g)}
+				if n := len(areas); n > 0 && areas[n-1].End() == a.Offset {
+					areas[n-1].Length += a.Length
+				} else {
+					areas = append(areas, a)
+				}
 			}
 		}
 	}
@@ -368,22 +390,24 @@ func mergeTables(p, c *link) error {
 	if p.tracking == nil || c.tracking == nil {
 		return nil
 	}
-	child, err := c.readTable()
+	child, _, err := c.readTable()
 	if err != nil {
 		return err
 	}
 	// Where a revert lies between them, what is older than it belongs to no change id that is still good.
 	if p.tracking.UUID == c.tracking.UUID {
-		parent, err := p.readTable()
+		parent, parts, err := p.readTable()
 		if err != nil {
 			return err
 		}
 		if len(parent) != len(child) {
 			return errors.New("change tracking files of two sizes in one chain")
 		}
-		for i := 0; i < len(child); i += 4 {
-			le := binary.LittleEndian
-			le.PutUint32(child[i:], max(le.Uint32(child[i:]), le.Uint32(parent[i:])))
+		for _, part := range parts {
+			for i := part.Offset; i < part.End(); i += 4 {
+				le := binary.LittleEndian
+				le.PutUint32(child[i:], max(le.Uint32(child[i:]), le.Uint32(parent[i:])))
+			}
 		}
 	}
 	head := *c.tracking
