@@ -61,9 +61,7 @@ func runMountBackground(ctx context.Context, a *app.App, o mountOptions, dir str
 	defer log.Close()
 	a.Stopping("unmounting " + dir)
 	args := []string{"mount", "--" + handoffFlag, "--repo", place.Path, "--config", a.Flags.Config, "--state", a.Flags.State}
-	if o.allowOther {
-		args = append(args, "--allow-other")
-	}
+	args = append(args, o.args()...)
 	if a.Flags.Verbose {
 		args = append(args, "--verbose")
 	}

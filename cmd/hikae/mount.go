@@ -7,18 +7,18 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 
+	"github.com/coreos/go-systemd/v22/daemon"
 	"github.com/spf13/cobra"
 
 	"hikae/cmd/hikae/internal/app"
 	"hikae/fs"
 )
 
-type mountOptions struct {
-	foreground bool
-	allowOther bool
-	handoff    bool
-}
+// mountMemory is what the Go runtime of a mount may use, in bytes, before it collects
+// garbage more eagerly. With the program itself a mount stays below 200 MiB.
+const mountMemory = 150 << 20
 
 func newMount(a *app.App) *cobra.Command {
 	var o mountOptions
@@ -38,13 +38,21 @@ New generations appear while it is mounted. To read files of a guest, as root:
   mount -o ro,loop DIR/HOST/VM/latest/partitions/NAME-p1.img /mnt
 
 hikae returns when the folder is ready, and serves it in the background until
-hikae umount DIR. With --foreground it stays, until Ctrl-C or SIGTERM.` +
+hikae umount DIR. With --foreground it stays, until Ctrl-C or SIGTERM, and
+tells systemd (Type=notify) when the folder is ready. For /etc/fstab there is
+contrib/mount.fuse.hikae.` +
 			exitCodes(exitPassphrase, exitNotFound, exitDamaged),
+		Example: `  hikae mount /srv/hikae
+  hikae mount /srv/hikae --vm esx1/web01 --since 30d
+  hikae mount /srv/hikae --allow-other --gid backup --umask 027`,
 		Args: cobra.ExactArgs(1),
 		ValidArgsFunction: func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
 			return nil, cobra.ShellCompDirectiveFilterDirs
 		},
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if _, err := o.options(a); err != nil {
+				return err
+			}
 			switch {
 			case o.handoff:
 				return serveMountHandedOver(cmd.Context(), a, o, args[0])
@@ -55,8 +63,8 @@ hikae umount DIR. With --foreground it stays, until Ctrl-C or SIGTERM.` +
 		},
 	}
 	f := cmd.Flags()
-	f.BoolVar(&o.foreground, "foreground", false, "do not go to the background")
-	f.BoolVar(&o.allowOther, "allow-other", false, "let other users read it too (needs user_allow_other in /etc/fuse.conf unless root)")
+	o.register(f)
+	must(cmd.RegisterFlagCompletionFunc("host", completeHost(a)))
 	f.BoolVar(&o.handoff, handoffFlag, false, "used by hikae mount itself")
 	must(f.MarkHidden(handoffFlag))
 	return cmd
@@ -76,6 +84,9 @@ func runMountForeground(ctx context.Context, a *app.App, o mountOptions, dir str
 	}
 	return serveMount(ctx, a, o, dir, place.Path, key, func() {
 		a.UI.Infof("%s is mounted on %s; Ctrl-C ends it", place.Path, dir)
+		if _, err := daemon.SdNotify(false, daemon.SdNotifyReady); err != nil {
+			a.UI.Warnf("systemd was not told that the mount is ready: %v", err)
+		}
 	})
 }
 
@@ -83,13 +94,20 @@ func runMountForeground(ctx context.Context, a *app.App, o mountOptions, dir str
 // or ctx ends. It clears the key.
 func serveMount(ctx context.Context, a *app.App, o mountOptions, dir, path string, key app.Key, ready func()) error {
 	a.Stopping("unmounting " + dir)
+	if a.Getenv("GOMEMLIMIT") == "" {
+		debug.SetMemoryLimit(mountMemory)
+	}
+	options, err := o.options(a)
+	if err != nil {
+		return err
+	}
 	r, _, err := a.OpenRepositoryWith(ctx, path, key)
 	key.Wipe()
 	if err != nil {
 		return err
 	}
 	defer r.Close()
-	server, err := fs.Mount(ctx, r, dir, fs.Options{AllowOther: o.allowOther, Logger: a.Logger(), Clock: a.Clock})
+	server, err := fs.Mount(ctx, r, dir, options)
 	if err != nil {
 		return err
 	}
@@ -99,6 +117,7 @@ func serveMount(ctx context.Context, a *app.App, o mountOptions, dir, path strin
 		return nil
 	case <-ctx.Done():
 	}
+	_, _ = daemon.SdNotify(false, daemon.SdNotifyStopping) // it sees the end anyway
 	// Being asked to end is how a mount in the foreground ends: no failure.
 	err = server.Unmount()
 	if errors.Is(err, fs.ErrBusy) {

@@ -67,6 +67,11 @@ func TestStories(t *testing.T) {
 			e.Setenv("PATH", filepath.Dir(esxisim)+string(filepath.ListSeparator)+e.Getenv("PATH"))
 			e.Setenv("HOME", e.WorkDir)
 			e.Setenv("XDG_STATE_HOME", filepath.Join(e.WorkDir, "state"))
+			contrib, err := filepath.Abs("../../contrib")
+			if err != nil {
+				return err
+			}
+			e.Setenv("CONTRIB", contrib)
 			// A failed story must not leave a mount behind; a good one has none.
 			e.Defer(func() { _ = fs.Unmount(filepath.Join(e.WorkDir, "mnt"), true) })
 			return nil
