@@ -109,7 +109,7 @@ type parityAdder struct {
 
 // file makes the sidecar of a file, if it needs one.
 func (a *parityAdder) file(ctx context.Context, f storedFile) error {
-	put, count := fsx.WriteFile, &a.report.FilesAdded
+	put, count := a.up.write, &a.report.FilesAdded
 	if f.parity >= 0 {
 		_, info, err := readSidecar(a.up.fs, f.path)
 		if err == nil {
@@ -122,7 +122,7 @@ func (a *parityAdder) file(ctx context.Context, f storedFile) error {
 		case errors.Is(err, fs.ErrNotExist):
 			return nil // both were deleted meanwhile
 		case err == nil || errors.Is(err, parity.ErrSidecar) || unreadable(err):
-			put, count = fsx.ReplaceFile, &a.report.FilesMade
+			put, count = a.up.replace, &a.report.FilesMade
 		default:
 			return err
 		}
@@ -134,7 +134,7 @@ func (a *parityAdder) file(ctx context.Context, f storedFile) error {
 	}
 	b, err := f.buildSidecar(&a.builder, a.up.fs, a.o.Percent)
 	if err == nil {
-		err = a.up.write(ctx, f.path+paritySuffix, b, put)
+		err = put(ctx, f.path+paritySuffix, b)
 	}
 	switch {
 	case err == nil:
@@ -145,6 +145,11 @@ func (a *parityAdder) file(ctx context.Context, f storedFile) error {
 		a.report.FilesBefore++ // a session made it meanwhile
 		return nil
 	case errors.Is(err, fs.ErrNotExist):
+		return nil
+	case errors.Is(err, errKept):
+		a.report.Problems = append(a.report.Problems, Problem{
+			What: fmt.Sprintf("the parity file of %s is damaged or has too little, and %v", f.path, err), Remedy: "remove it where that can be done",
+		})
 		return nil
 	case b != nil || !errors.Is(err, parity.ErrFile) && !unreadable(err):
 		return err

@@ -210,7 +210,10 @@ func (f storedFile) mend(ctx context.Context, up *upkeep, id [16]byte) (whole bo
 	if bytes.Equal(old, mended) {
 		return true, nil, nil
 	}
-	if err := up.write(ctx, f.path, mended, fsx.ReplaceFile); err != nil {
+	if err := up.replace(ctx, f.path, mended); err != nil {
+		if errors.Is(err, errKept) {
+			err = f.damage(fmt.Errorf("its parity file could mend it, but %w", err))
+		}
 		return false, damage, err
 	}
 	return true, damage, nil

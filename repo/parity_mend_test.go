@@ -290,3 +290,44 @@ func TestMendFailsAnywhere(t *testing.T) {
 		}
 	}
 }
+
+// Append-only storage: what could be mended is told, nothing large is left behind, and
+// parity that is missing can be made.
+func TestMendAppendOnly(t *testing.T) {
+	ctx := context.Background()
+	mem, r := newParityMem(t, 5)
+	mustBackup(t, r, testVM, 0, noise(1, 5))
+	for _, name := range protected(t, mem) {
+		file := read(t, mem, name)
+		bad := bytes.Clone(file)
+		bad[50] ^= 1
+		plant(t, mem, name, bad)
+		report, err := mendFS(ctx, keepsAll{mem}, r.config.id, MendOptions{})
+		if err != nil || len(report.Problems) != 1 || !strings.Contains(report.Problems[0].What, "does not let a file be replaced") {
+			t.Fatalf("%+v, %v", report, err)
+		}
+		f, _ := storedName(name)
+		if _, _, err := f.mend(ctx, &upkeep{fs: keepsAll{mem}}, r.config.id); !errors.Is(err, ErrDamaged) {
+			t.Fatal(err)
+		}
+		plant(t, mem, name, file)
+		if err := mem.Remove(name + paritySuffix); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, name := range mem.Files() {
+		if strings.HasPrefix(name, upkeepName+"-") && len(read(t, mem, name)) > 0 {
+			t.Errorf("%s was left behind", name)
+		}
+	}
+	if _, err := addParityFS(ctx, keepsAll{mem}, r.config.id, ParityOptions{Percent: 5}); err != nil {
+		t.Fatal(err)
+	}
+	covered(t, mem)
+	name := protected(t, mem)[0]
+	plant(t, mem, name+paritySuffix, []byte("damaged"))
+	report, err := addParityFS(ctx, keepsAll{mem}, r.config.id, ParityOptions{Percent: 5})
+	if err != nil || len(report.Problems) != 1 || !strings.Contains(report.Problems[0].What, name) {
+		t.Fatalf("%+v, %v", report, err)
+	}
+}

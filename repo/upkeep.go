@@ -3,6 +3,7 @@ package repo
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"io/fs"
 	"path"
@@ -26,8 +27,37 @@ type upkeep struct {
 	swept bool
 }
 
-// write makes the file name by put, fsx.WriteFile or fsx.ReplaceFile.
-func (u *upkeep) write(ctx context.Context, name string, b []byte, put func(fsys fsx.FS, tmp, name string, b []byte) error) error {
+// write makes the file name, which must not be there.
+func (u *upkeep) write(ctx context.Context, name string, b []byte) error {
+	return u.put(ctx, name, func(tmp string) error { return fsx.WriteFile(u.fs, tmp, name, b) })
+}
+
+// errKept says that storage does not let a file be replaced.
+var errKept = errors.New("the storage does not let a file be replaced")
+
+// replace makes the file name, in place of one that may be there. Where that cannot be
+// it is errKept, and nothing large is left behind.
+func (u *upkeep) replace(ctx context.Context, name string, b []byte) error {
+	return u.put(ctx, name, func(tmp string) error {
+		f, err := u.fs.Create(tmp)
+		if err != nil {
+			return err
+		}
+		if err := f.Close(); err != nil {
+			return err
+		}
+		if err = u.fs.Remove(tmp); err == nil {
+			err = fsx.ReplaceFile(u.fs, tmp, name, b)
+		}
+		if errors.Is(err, fs.ErrPermission) {
+			return fmt.Errorf("%w: %w", errKept, err)
+		}
+		return err
+	})
+}
+
+// put runs with a name for the unfinished file that it makes.
+func (u *upkeep) put(ctx context.Context, name string, run func(tmp string) error) error {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	for _, dir := range []string{tmpDir, path.Dir(name)} {
@@ -55,7 +85,7 @@ func (u *upkeep) write(ctx context.Context, name string, b []byte, put func(fsys
 			}
 		}
 	}
-	return put(u.fs, upkeepName+"-"+randomName(), name, b)
+	return run(upkeepName + "-" + randomName())
 }
 
 // waitForLock waits until it has the exclusive lock.

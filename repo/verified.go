@@ -220,7 +220,7 @@ func (k *dateKeeper) flush(ctx context.Context) {
 	if len(k.fresh) == 0 || k.failed != nil {
 		return
 	}
-	err := k.up.write(ctx, path.Join(verifiedDir, randomName()), encodeDates(k.id, k.fresh), fsx.WriteFile)
+	err := k.up.write(ctx, path.Join(verifiedDir, randomName()), encodeDates(k.id, k.fresh))
 	if ctx.Err() != nil {
 		return // the last flush, under another context, is still to come
 	}
@@ -275,7 +275,7 @@ func (k *dateKeeper) merge(ctx context.Context, live func(k dateKey, date int64)
 				}
 			}
 		}
-		if err := k.up.write(ctx, path.Join(verifiedDir, randomName()), encodeDates(k.id, part), fsx.WriteFile); err != nil {
+		if err := k.up.write(ctx, path.Join(verifiedDir, randomName()), encodeDates(k.id, part)); err != nil {
 			return err
 		}
 		for key := range part {
