@@ -8,8 +8,9 @@
 // against a parent disk, and Commit makes the generation. Until Commit returns
 // there is no generation; once it returned the generation is whole and durable.
 //
-// Promises: nothing this package writes is ever changed or overwritten, and the
-// writing path deletes nothing but its own unfinished files. Every byte read is
+// Promises: nothing this package writes is ever changed or overwritten, but that a
+// damaged file may be replaced by what it was (Mend), and the writing path deletes
+// nothing but its own unfinished files. Every byte read is
 // authenticated; what cannot be read or proved is an error that matches
 // ErrDamaged and names pack and offset. Any number of processes may read and
 // write one repository at a time. Memory is bounded by the options, whatever
