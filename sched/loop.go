@@ -3,6 +3,7 @@ package sched
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	"hikae/sched/history"
@@ -146,16 +147,16 @@ func (s *Scheduler) setBack(now time.Time) {
 func (s *Scheduler) fire(j *job, now time.Time) bool {
 	var due time.Time
 	n := 0
-	seen := map[time.Time]bool{}
+	var seen []time.Time
 	for _, t := range j.timers {
 		if !t.due(now) {
 			continue
 		}
 		at, missed := t.take(now)
-		if !seen[at] {
+		if !slices.Contains(seen, at) {
 			n++
+			seen = append(seen, at)
 		}
-		seen[at] = true
 		n += missed
 		if at.After(due) {
 			due = at

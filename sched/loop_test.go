@@ -241,3 +241,22 @@ func TestByHand(t *testing.T) {
 		}
 	})
 }
+
+// TestTogether: schedules of a job that are due at one time make one run.
+func TestTogether(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, "2026-05-01T00:00:00Z") // a Friday
+		w.vms("esx1", "web01")
+		w.boot(Job{Name: "both", VMs: []string{"esx1/*"}, Schedules: []string{"daily 02:00", "weekly sun 02:00", "0 14 * * sun"}, TimeZone: "UTC"})
+		w.until("2026-05-04T12:00:00Z")
+		same(t, "generations", w.made("esx1/web01"), []string{
+			"2026-05-01 02:00", "2026-05-02 02:00", "2026-05-03 02:00", "2026-05-03 14:00", "2026-05-04 02:00",
+		})
+		for _, r := range w.runs("both") {
+			if r.Missed != 0 || r.Trigger != history.BySchedule {
+				t.Errorf("%+v", r)
+			}
+		}
+		w.halt()
+	})
+}

@@ -116,10 +116,8 @@ func (s *Scheduler) waits(t *task, now time.Time) waiting {
 	if kind == history.TaskRetain {
 		return waiting{}
 	}
-	if w := r.plan.window; w != nil && !r.anyTime {
-		if open, at := w.open(now); !open {
-			return waiting{"the window " + w.text, at}
-		}
+	if !r.open {
+		return waiting{"the window " + r.plan.window.text, r.change}
 	}
 	if t.notBefore.After(now) {
 		return waiting{"another try", t.notBefore}

@@ -22,12 +22,14 @@ type run struct {
 	// when it waits.
 	served   time.Time
 	places   int
-	live     int   // tasks that have not ended
-	anyTime  bool  // heeds no window
-	wasOpen  bool  // its window was seen open
-	closed   bool  // and has closed since: nothing of it begins any more
-	ending   error // why nothing of it begins any more
-	retained bool  // what is to be kept was looked at, or need not be
+	live     int       // tasks that have not ended
+	anyTime  bool      // heeds no window
+	open     bool      // its window is, or it heeds none
+	change   time.Time // when that changes
+	wasOpen  bool      // its window was seen open
+	closed   bool      // and has closed since: nothing of it begins any more
+	ending   error     // why nothing of it begins any more
+	retained bool      // what is to be kept was looked at, or need not be
 	hosts    map[string]*runHost
 	before   []repo.VMID // VMs that were done by the runs that it resumes
 }
@@ -101,11 +103,14 @@ func (s *Scheduler) newRun(j *job, proto history.Run, before ...repo.VMID) *run 
 func (s *Scheduler) settle(now time.Time) (wake time.Time) {
 	for i := 0; i < len(s.runs); { // ending one may queue others
 		r := s.runs[i]
-		if r.live > 0 && r.ending == nil && !r.anyTime && !r.closed && r.plan.window != nil {
-			open, change := r.plan.window.open(now)
-			wake = earlier(wake, change)
+		r.open, r.change = true, time.Time{}
+		if !r.anyTime {
+			r.open, r.change = r.plan.window.open(now)
+		}
+		if r.live > 0 && r.ending == nil && !r.closed {
+			wake = earlier(wake, r.change)
 			switch {
-			case open:
+			case r.open:
 				r.wasOpen = true
 			case r.wasOpen:
 				s.windowClosed(r, now)
@@ -266,6 +271,7 @@ func (s *Scheduler) jobEnded(j *job, r *run) {
 		}
 	case history.OK, history.Warning:
 		st.LastOK = r.rec.Ended
+		delete(s.notes, "resume "+j.Name)
 		if !st.FailingSince.IsZero() {
 			st.FailingSince = time.Time{}
 			s.emit(Event{Type: EventJobRecovered, Job: j.Name, Run: r.record(), Text: fmt.Sprintf("job %s went well again: %s", j.Name, outcome(&r.rec))})

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"hikae/repo"
+	"hikae/sched/calendar"
 	"hikae/sched/history"
 )
 
@@ -113,9 +114,14 @@ func (s *Scheduler) status() Status {
 		Time: now, Warnings: []Note{}, VMs: []VMStatus{}, Running: []RunStatus{}, Queue: []Waiting{}, Jobs: []JobStatus{},
 		Stopping: s.stopping,
 	}
+	next := map[*job]time.Time{}
+	for _, j := range s.jobs {
+		next[j] = s.next(j)
+		st.Jobs = append(st.Jobs, jobStatus(j, next[j]))
+	}
 	for _, v := range s.vms {
 		if !v.rec.Dismissed || len(v.jobs) > 0 {
-			st.VMs = append(st.VMs, s.vmStatus(v, now))
+			st.VMs = append(st.VMs, vmStatus(v, now, next))
 		}
 	}
 	slices.SortFunc(st.VMs, func(a, b VMStatus) int { return cmp.Or(cmp.Compare(a.Host, b.Host), cmp.Compare(a.VM, b.VM)) })
@@ -139,14 +145,11 @@ func (s *Scheduler) status() Status {
 		}
 		st.Running = append(st.Running, rs)
 	}
-	for _, j := range s.jobs {
-		st.Jobs = append(st.Jobs, s.jobStatus(j, now))
-	}
 	s.warnings(&st, now)
 	return st
 }
 
-func (s *Scheduler) vmStatus(v *vmState, now time.Time) VMStatus {
+func vmStatus(v *vmState, now time.Time, next map[*job]time.Time) VMStatus {
 	out := VMStatus{
 		Host: v.id.Host, VM: v.id.Name, Jobs: []string{}, Age: -1, LastTry: v.rec.LastTry, LastError: v.rec.LastError,
 		Stale: !v.rec.Stale.IsZero(), Unprotected: !v.rec.Unprotected.IsZero(), Dismissed: v.rec.Dismissed,
@@ -156,29 +159,30 @@ func (s *Scheduler) vmStatus(v *vmState, now time.Time) VMStatus {
 	}
 	for _, j := range v.jobs {
 		out.Jobs = append(out.Jobs, j.Name)
-		out.Next = earlier(out.Next, s.next(j, now))
+		out.Next = earlier(out.Next, next[j])
 	}
 	return out
 }
 
 // next is when a job runs next.
-func (s *Scheduler) next(j *job, now time.Time) time.Time {
-	next := s.nextRun(j, now, nil)
-	// Where clocks were set, or something repeats, its own timers know better.
-	var own time.Time
+func (s *Scheduler) next(j *job) time.Time {
+	// Where clocks were set, or something repeats, its own timers know best.
+	var next time.Time
 	for _, t := range j.timers {
-		own = earlier(own, t.next)
+		next = earlier(next, t.next)
 	}
-	if len(j.timers) == len(j.schedules) {
-		return own
+	for _, c := range j.schedules {
+		if o := s.byName[c.Job]; c.Kind == calendar.After && o != nil {
+			next = earlier(next, s.next(o)) // no circle: compile refuses them
+		}
 	}
-	return earlier(next, own)
+	return next
 }
 
-func (s *Scheduler) jobStatus(j *job, now time.Time) JobStatus {
+func jobStatus(j *job, next time.Time) JobStatus {
 	out := JobStatus{
 		Job: j.Name, Kind: j.kind, VMs: j.VMs, Repository: j.repository, Schedules: j.schedule(), TimeZone: j.loc.String(),
-		Window: j.Window, Next: s.next(j, now), LastRun: j.state.LastRun, LastState: j.state.LastState,
+		Window: j.Window, Next: next, LastRun: j.state.LastRun, LastState: j.state.LastState,
 		LastEnded: j.state.LastEnded, LastOK: j.state.LastOK, FailingSince: j.state.FailingSince,
 	}
 	if !j.Keep.Empty() {

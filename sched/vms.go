@@ -89,7 +89,7 @@ func (s *Scheduler) staleAt(j *job, from time.Time) time.Time {
 	if limit = s.o.StaleAfter; limit < 0 {
 		return time.Time{}
 	}
-	next := s.nextRun(j, from, nil)
+	next := s.nextRun(j, from)
 	if next.IsZero() {
 		return time.Time{} // only people start it
 	}
@@ -101,18 +101,15 @@ func (s *Scheduler) staleAt(j *job, from time.Time) time.Time {
 
 // nextRun is when a job runs by its schedules, or by those of the jobs that it
 // comes after, after a time; zero when none says.
-func (s *Scheduler) nextRun(j *job, from time.Time, seen []*job) time.Time {
+func (s *Scheduler) nextRun(j *job, from time.Time) time.Time {
 	var next time.Time
-	if slices.Contains(seen, j) {
-		return next
-	}
 	for _, c := range j.schedules {
 		switch c.Kind {
 		case calendar.Timed:
 			next = earlier(next, c.Next(from))
 		case calendar.After:
 			if o := s.byName[c.Job]; o != nil {
-				next = earlier(next, s.nextRun(o, from, append(seen, j)))
+				next = earlier(next, s.nextRun(o, from))
 			}
 		}
 	}
@@ -276,14 +273,11 @@ func (s *Scheduler) surveyed(name string, refs []repo.Ref, err error) {
 	s.survey.running--
 	s.nextStale = s.now()
 	key := "repository " + name
-	if err != nil {
-		if !s.stopping {
-			s.notes[key] = fmt.Sprintf("repository %s cannot be read: %s", name, oneLine(err))
-			s.log.Error("a repository cannot be read", "repository", name, "error", err)
-		}
-		return
-	}
 	delete(s.notes, key)
+	if err != nil && !s.stopping {
+		s.notes[key] = fmt.Sprintf("repository %s cannot be read: %s", name, oneLine(err))
+		s.log.Error("a repository cannot be read", "repository", name, "error", err)
+	}
 	for _, ref := range refs {
 		v := s.vms[ref.VM]
 		if v == nil {

@@ -30,7 +30,8 @@ type Work interface {
 	Check(ctx context.Context, o CheckOptions) (Report, error)
 	// Cleanup removes the snapshots that dead runs of this machine left on a host.
 	Cleanup(ctx context.Context, host string) ([]backup.Cleaned, error)
-	// Newest returns the newest generation of each VM in a repository.
+	// Newest returns the newest generation of each VM in a repository; with an error
+	// also, those that could be read.
 	Newest(ctx context.Context, repository string) ([]repo.Ref, error)
 }
 
