@@ -29,6 +29,8 @@ type diskPlan struct {
 	zeros bool
 	told  bool // this is somebody's word, so what is not read has to be sampled
 
+	tracking tracking
+
 	lost     []area // what the previous generation has no more: whole blocks, sorted
 	searched bool   // lost is all that can be found by reading the tree
 	forsaken string // why nothing is taken from the previous generation, though it has the disk
@@ -112,6 +114,10 @@ func (k *worker) store(ctx context.Context, p *diskPlan, bufs *pool) error {
 		within = p.cover
 	}
 	err = stream(ctx, p.src, steps(p.areas, within), bufs, func(ctx context.Context, s step, data []byte, release func()) error {
+		if err := p.watch(ctx, s, data); err != nil {
+			release()
+			return err
+		}
 		if s.zero {
 			return w.Zero(ctx, s.Offset, s.Length)
 		}
@@ -143,7 +149,7 @@ func (p *diskPlan) manifest() repo.DiskManifest {
 		Key: p.disk.Key, Label: p.disk.Label, Name: p.name, Capacity: p.disk.Capacity,
 		DataBytes: p.tree.DataBytes, Root: p.tree.Root, Levels: p.tree.Levels,
 		ChangeID: p.disk.ChangeID, UUID: p.disk.UUID, BackingPath: p.disk.Chain[0], Adapter: p.disk.Adapter,
-		Descriptor: p.descriptor, Mode: p.mode, Reason: p.reason, Stats: p.stats(),
+		Descriptor: p.descriptor, Mode: p.mode, Reason: p.reason, Tracking: p.keepTable(), Stats: p.stats(),
 	}
 }
 

@@ -151,6 +151,7 @@ func (r *run) planAreas(ctx context.Context, p *diskPlan, doubt string) error {
 	default:
 		p.mode, p.reason = repo.ModeScan, incomparable(p.before.ChangeID, p.disk.ChangeID)
 	}
+	p.tracking.quiet, p.tracking.wrong, p.tracking.proved = nil, "", 0
 	if doubt != "" {
 		p.because(doubt)
 		p.readAll()
@@ -183,11 +184,29 @@ func (r *run) planAreas(ctx context.Context, p *diskPlan, doubt string) error {
 		}
 		p.reason = why
 	}
+	if p.disk.ChangeID == "" && r.epochOf(p) != "" {
+		blind := "the host cannot be asked over SSH what changed"
+		if p.mode == repo.ModeScan {
+			p.reason = blind
+		} else {
+			p.because(blind)
+		}
+		if err := r.readTable(ctx, p); err != nil {
+			return err
+		}
+	}
+	if p.mode == repo.ModeScan && p.tracking.now != nil {
+		if done, err := r.planByTable(ctx, p); err != nil {
+			return err
+		} else if done {
+			return p.heal(ctx, r.oracle)
+		}
+	}
 	areas, why, err := r.oracle(ctx, p, "*")
 	if err != nil {
 		return err
 	}
-	if p.disk.ChangeID == "" && p.mode == repo.ModeFull {
+	if r.epochOf(p) == "" && p.mode == repo.ModeFull {
 		read := "everything"
 		if why == "" {
 			read = "all that is allocated"
@@ -234,6 +253,10 @@ func (r *run) askHost(ctx context.Context, p *diskPlan, since string) (areas []a
 func (r *run) changed(ctx context.Context, p *diskPlan, since string) (areas []area, why string, err error) {
 	told, err := r.Host.ChangedAreas(ctx, r.snap, p.disk.Key, since)
 	if errors.Is(err, esxi.ErrNotProvable) {
+		// The next run may have to compare its change tracking file with this one.
+		if err := r.readTable(ctx, p); err != nil {
+			return nil, "", err
+		}
 		r.log.Warn("the host does not tell which areas changed", "disk", p.disk.Label, "since", since, "error", err)
 		return nil, "the host cannot tell which areas changed: " + oneLine(err), nil
 	}

@@ -331,6 +331,9 @@ func (r *run) commit(ctx context.Context) error {
 		Files: r.files.list,
 	}
 	for _, p := range r.plans {
+		if p.tracking.wrong != "" {
+			r.warn("%s: %s; everything was read, so this generation is right, and the file is not believed for some time", p.disk.Label, p.tracking.wrong)
+		}
 		m.Disks = append(m.Disks, p.manifest())
 		r.res.Disks = append(r.res.Disks, p.result())
 	}

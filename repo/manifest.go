@@ -84,7 +84,15 @@ type DiskManifest struct {
 	Descriptor  string `json:"descriptor,omitempty"` // the VMDK descriptor to show: standalone, flat, no change tracking
 	Mode        string `json:"mode,omitempty"`       // how this disk was read
 	Reason      string `json:"reason,omitempty"`
-	Stats       Stats  `json:"stats"`
+	// Tracking is for the next backup, where the host's own word cannot be had.
+	Tracking *TrackingCopy `json:"tracking,omitempty"`
+	Stats    Stats         `json:"stats"`
+}
+
+// TrackingCopy is a host's change tracking file of a disk as it was at a generation.
+type TrackingCopy struct {
+	Table  []byte `json:"table"`  // the file, one zstd frame
+	Proved int    `json:"proved"` // how many backups in a row it was right
 }
 
 // ManifestFile is a small file of the VM kept in the manifest itself.
@@ -192,6 +200,7 @@ func (m *Manifest) public() ([]byte, error) {
 		Root       *struct{} `json:"root,omitempty"` // hides the embedded field
 		Levels     *struct{} `json:"levels,omitempty"`
 		Descriptor *struct{} `json:"descriptor,omitempty"`
+		Tracking   *struct{} `json:"tracking,omitempty"`
 	}
 	type file struct {
 		Name string `json:"name"`
