@@ -76,7 +76,8 @@ func (h *Host) TrackingFile(ctx context.Context, d Disk) (*TrackingFile, error) 
 // AllocatedAreas tells which areas of a frozen disk may hold data, in order and
 // within the disk: what lies between reads as zeros. It asks the host for the
 // map of the base's file (vmkfstools -t0) and reads the tables of the links
-// above. ErrNotProvable: SSH is not there, or what the host prints is not a map
+// above. Ask before the disk is read: a host may refuse one of its services what
+// another has open. ErrNotProvable: SSH is not there, or what the host prints is not a map
 // that accounts for every byte; then everything may hold data.
 func (h *Host) AllocatedAreas(ctx context.Context, d Disk) ([]vmdk.Area, error) {
 	what := "allocated areas of " + d.Label

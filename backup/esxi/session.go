@@ -32,6 +32,7 @@ type tuning struct {
 	inFlight   int           // data requests at once
 	request    int           // bytes of one data request at most
 	settleTime time.Duration // how long a removal waits for others at work on the same VM
+	doubt      time.Duration // from a command's start over SSH to the task it asks for, at most
 }
 
 // defaults: ten tries with pauses 0.25 s, 0.5 s … 30 s give a host about a
@@ -40,7 +41,7 @@ func defaults() tuning {
 	return tuning{
 		keepalive: 5 * time.Minute, call: 5 * time.Minute, stall: time.Minute,
 		tries: 10, lockTries: 4, pause: 250 * time.Millisecond, longest: 30 * time.Second,
-		poll: 100 * time.Millisecond, inFlight: 4, request: 16 << 20, settleTime: 10 * time.Minute,
+		poll: 100 * time.Millisecond, inFlight: 4, request: 16 << 20, settleTime: 10 * time.Minute, doubt: 10 * time.Second,
 	}
 }
 

@@ -212,7 +212,7 @@ func (s *shellConn) vim(ctx context.Context, again bool, words ...string) (*repl
 		return nil, err
 	}
 	for try := 1; ; try++ {
-		r, err := s.run(ctx, again, sshx.Command{Line: line})
+		r, err := s.ask(ctx, again, line)
 		if err != nil {
 			return nil, err
 		}
@@ -235,6 +235,22 @@ func (s *shellConn) vim(ctx context.Context, again bool, words ...string) (*repl
 			return nil, err
 		}
 	}
+}
+
+// ask runs a line of vim-cmd: one that only looks within a limit, for the agent
+// it talks to may hang.
+func (s *shellConn) ask(ctx context.Context, again bool, line string) (*reply, error) {
+	if !again {
+		return s.run(ctx, false, sshx.Command{Line: line})
+	}
+	bounded, cancel := s.h.shellCall(ctx)
+	defer cancel()
+	r, err := s.run(bounded, true, sshx.Command{Line: line})
+	if err != nil && bounded.Err() != nil && ctx.Err() == nil {
+		return nil, errf(ErrBusy, err, "%s: the host's management agent does not answer its own shell within %s; restart it (/etc/init.d/hostd restart)",
+			s.h.name, s.h.t.call)
+	}
+	return r, err
 }
 
 // stumbled tells whether vim-cmd did not get to the host's agent, which is worth

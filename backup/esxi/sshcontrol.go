@@ -35,10 +35,6 @@ type doubt struct {
 	since time.Time
 }
 
-// doubtTime is how long vim-cmd may take from its start to the task that it
-// asks for: a second or two on a slow host.
-const doubtTime = 10 * time.Second
-
 // vmid is the number the shell knows a VM by. It is the API's id on every
 // release known, which is proved by the configuration file that both name.
 func (c *sshControl) vmid(ctx context.Context, id string) (string, error) {
@@ -149,7 +145,7 @@ func (c *sshControl) busy(ctx context.Context, vm, kind string) (bool, error) {
 	c.mu.Lock()
 	d, ok := c.doubts[vm]
 	c.mu.Unlock()
-	if ok && d.kind == kind && c.h.now().Sub(d.since) < min(doubtTime, c.h.t.settleTime/4) {
+	if ok && d.kind == kind && c.h.now().Sub(d.since) < c.h.t.doubt {
 		return true, nil
 	}
 	words := []string{"vimsvc/task_list"}

@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"hikae/backup/esxi/internal/sshx"
 	"hikae/backup/esxi/internal/vimcmd"
 	"hikae/backup/vmdk"
 	"hikae/backup/vmx"
@@ -55,13 +56,13 @@ func (i *shellInventory) vms(ctx context.Context) ([]VM, error) {
 			switch {
 			case gone(err):
 				return nil // unregistered meanwhile, or a line of an annotation
-			case errors.Is(err, vimcmd.ErrFormat), errors.Is(err, vmx.ErrFormat), errors.Is(err, ErrNotFound):
+			case err != nil && (ctx.Err() != nil || transient(err) || i.way(err)):
+				return err
+			case err != nil: // one VM's trouble, which must not hide the others
 				vm = &VM{
 					ID: strconv.Itoa(l.ID), Name: displayName(l.Name), ConfigPath: joinPath(l.Datastore, l.Path),
-					Invalid: "what the host says of it cannot be read: " + err.Error(),
+					Invalid: "the host does not show it in a form that can be read: " + err.Error(),
 				}
-			case err != nil:
-				return err
 			}
 			mu.Lock()
 			defer mu.Unlock()
@@ -70,6 +71,17 @@ func (i *shellInventory) vms(ctx context.Context) ([]VM, error) {
 		})
 	}
 	return vms, g.Wait()
+}
+
+// way tells trouble with the way to the host from trouble with what is on it.
+func (i *shellInventory) way(err error) bool {
+	for _, kind := range []error{ErrUnreachable, ErrLogin, ErrHostKey, ErrBusy, sshx.ErrRefused, sshx.ErrBusy, sshx.ErrClosed} {
+		if errors.Is(err, kind) {
+			return true
+		}
+	}
+	var key *sshx.HostKeyError
+	return errors.As(err, &key)
 }
 
 func (i *shellInventory) vm(ctx context.Context, id string) (*VM, error) {

@@ -52,7 +52,7 @@ func (c *sshControl) createSnapshot(ctx context.Context, vm, name, description s
 		case said != nil:
 			return "", said
 		case look >= appear:
-			return "", fmt.Errorf("the host said nothing against it, but the snapshot did not appear (%s)", r.text())
+			return "", c.doubtful(vm, "createSnapshot", &lost{fmt.Errorf("the host said nothing against it, but the snapshot did not appear (%s)", r.text())})
 		}
 		if err := sleep(ctx, pause); err != nil {
 			return "", &lost{err}

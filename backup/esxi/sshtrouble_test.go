@@ -5,6 +5,7 @@ import (
 	"errors"
 	"strings"
 	"testing"
+	"time"
 
 	"hikae/backup/esxisim"
 )
@@ -13,7 +14,7 @@ import (
 func TestLostAnswersOverSSH(t *testing.T) {
 	for _, only := range []bool{false, true} {
 		o := labOptions{sim: esxisim.Options{Free: true, Edition: "6.7", SSH: &esxisim.SSHOptions{}}, only: only, vm: esxisim.VMOptions{PowerOn: true}}
-		o.tune = func(t *tuning) { t.settleTime = 4e9; t.pause = 1e6 }
+		o.tune = func(t *tuning) { t.doubt = 50 * time.Millisecond }
 		l := start(t, o)
 		lose := func(command string) {
 			l.inject(esxisim.Fault{Kind: esxisim.FaultSSHCommand, Command: command, Lost: true})
@@ -213,6 +214,29 @@ func TestSSHLogins(t *testing.T) {
 	c.SSH = &SSHConfig{Address: l.SSHAddress(), Fingerprint: l.SSHFingerprint(), Key: []byte("no key")}
 	if _, err := connect(t.Context(), c, quick()); !errors.Is(err, ErrLogin) {
 		t.Errorf("no key: %v", err)
+	}
+}
+
+// An agent that hangs is not waited for for ever.
+func TestHangOverSSH(t *testing.T) {
+	l := start(t, labOptions{
+		sim: esxisim.Options{Free: true, SSH: &esxisim.SSHOptions{}}, only: true, tune: func(t *tuning) { t.call = 2 * time.Second },
+	})
+	l.inject(esxisim.Fault{Kind: esxisim.FaultSSHHang, Command: "get.summary"})
+	if _, err := l.host.VMs(t.Context()); !errors.Is(err, ErrBusy) || !strings.Contains(err.Error(), "hostd restart") {
+		t.Errorf("hanging: %v", err)
+	}
+	if vms, err := l.host.VMs(t.Context()); err != nil || len(vms) != 1 || vms[0].Invalid != "" {
+		t.Errorf("afterwards: %+v, %v", vms, err)
+	}
+	// One VM whose files cannot be read does not hide the others.
+	if err := l.ImportVM(t.Context(), "web02", []string{raw(t, 2, mib)}, esxisim.VMOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	l.inject(esxisim.Fault{Kind: esxisim.FaultSSHCommand, Command: "cat /vmfs/volumes/datastore1/web01/web01.vmx", Status: 1, Message: "cat: read error: Input/output error"})
+	vms, err := l.host.VMs(t.Context())
+	if err != nil || len(vms) != 2 || vms[0].Name != "web01" || !strings.Contains(vms[0].Invalid, "Input/output error") || vms[1].Invalid != "" {
+		t.Errorf("%+v, %v", vms, err)
 	}
 }
 
