@@ -25,6 +25,7 @@ type childJob struct {
 	Address, User, Password, Thumbprint string
 	Repo, State                         string
 	Time                                time.Time
+	Restore                             *childRestore // instead of a backup
 }
 
 // child is the process that gets killed. It prints a line per event, and waits
@@ -35,6 +36,10 @@ func child() {
 		panic(err)
 	}
 	ctx := context.Background()
+	if job.Restore != nil {
+		restoreChild(ctx, job)
+		return
+	}
 	host, err := esxi.Connect(ctx, esxi.Config{
 		Name: "esx1", Address: job.Address, User: job.User, Thumbprint: job.Thumbprint,
 		Password: func() (string, error) { return job.Password, nil },
