@@ -725,7 +725,16 @@ func (k keeper) Publish(old, final string) error {
 // it any more, and what it lost is healed.
 func TestRepairAppendOnly(t *testing.T) {
 	mem, r := newMem(t)
-	refs, contents := family(t, r)
+	ctx := context.Background()
+	_, contents := family(t, r)
+	underWay, err := r.Begin(ctx, SessionOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	tree, err := write(ctx, underWay, contents[2], nil, whole(contents[2]))
+	if err != nil {
+		t.Fatal(err)
+	}
 	var hurt string
 	for _, name := range stored(mem) {
 		if strings.HasPrefix(name, "packs/") {
@@ -744,12 +753,16 @@ func TestRepairAppendOnly(t *testing.T) {
 			t.Fatalf("%+v", report)
 		}
 	}
+	// Who is about to point to it sees the mark.
+	if _, err := underWay.Commit(ctx, Manifest{VM: testVM, Disks: []DiskManifest{diskOf("d", tree)}}); err == nil || !strings.Contains(err.Error(), "run the backup again") {
+		t.Errorf("a commit on a pack that is marked: %v", err)
+	}
+	_ = underWay.Close()
 	ref, healed := mustNext(t, r, testVM, 9, contents[2])
 	same(t, openDisk(t, r, ref), contents[2])
 	if healed > testBlock {
 		t.Errorf("%d bytes healed", healed)
 	}
-	_ = refs
 	// Stored whole it is known, but not there.
 	again := mustBackup(t, r, VMID{"esx1", "b"}, 10, contents[2])
 	r2 := mustOpen(t, mem)
