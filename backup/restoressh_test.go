@@ -217,6 +217,27 @@ func TestRestoreOverSSHUndone(t *testing.T) {
 			w.empty("copy")
 		})
 	}
+	for _, at := range []int64{0, 3 * mib, 9 * mib} {
+		t.Run(fmt.Sprintf("datastore full after %d bytes", at), func(t *testing.T) {
+			o := w.restoreOptions(ref)
+			o.Name = "copy"
+			full := false
+			o.Progress = func(e Event) {
+				if e.Phase == PhaseUpload && e.Done >= at && !full {
+					full = true
+					if _, err := w.sim.Inject(esxisim.Fault{Kind: esxisim.FaultSpace}); err != nil {
+						t.Error(err)
+					}
+				}
+			}
+			_, err := Restore(t.Context(), o)
+			w.sim.ClearFaults()
+			if !errors.Is(err, esxi.ErrNoSpace) || !strings.Contains(err.Error(), "was removed again") {
+				t.Errorf("%v", err)
+			}
+			w.empty("copy")
+		})
+	}
 	for _, phase := range []string{PhaseUpload, PhaseVerify, PhaseRegister} {
 		t.Run("cancelled in "+phase, func(t *testing.T) {
 			ctx, cancel := context.WithCancel(t.Context())
