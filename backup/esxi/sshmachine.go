@@ -124,8 +124,10 @@ func (c *sshControl) powerOn(ctx context.Context, vm string) error {
 		switch {
 		case err != nil:
 			return &lost{err}
-		case state == "on":
+		case state == "on" && said != nil:
 			return nil
+		case state == "on":
+			continue // what else belongs to it ends with the command
 		}
 		if err := c.answer(ctx, vm, num, answered); err != nil {
 			return err
