@@ -21,6 +21,8 @@ import (
 	"unicode/utf8"
 
 	"github.com/BurntSushi/toml"
+
+	"hikae/sched"
 )
 
 // ErrConfig marks every error about what a configuration file says.
@@ -36,6 +38,10 @@ type File struct {
 
 	Repositories []Repository `toml:"repository"`
 	Hosts        []Host       `toml:"host"`
+	Daemon       Daemon       `toml:"daemon"`
+	// JobTables are the [[job]] blocks as they stand there; Jobs is what they say.
+	JobTables []map[string]any `toml:"job"`
+	Jobs      []sched.Job      `toml:"-"`
 }
 
 // Repository is a [[repository]] block.
@@ -111,8 +117,10 @@ func Parse(path string, text []byte) (*File, error) {
 		return nil, fmt.Errorf("%w: %s: %s", ErrConfig, path, strings.TrimPrefix(err.Error(), "toml: "))
 	}
 	lay := scan(text)
-	if unknown := md.Undecoded(); len(unknown) > 0 {
-		key := unknown[0]
+	for _, key := range md.Undecoded() {
+		if key[0] == "job" {
+			continue // validateJobs knows its keys
+		}
 		return nil, fmt.Errorf("%w: %s:%d: unknown key %s%s", ErrConfig, path, lay.lineOf(key), key, didYouMean(key))
 	}
 	return f, f.validate(lay)
@@ -201,7 +209,10 @@ func (f *File) validate(lay *layout) error {
 		}
 		seen[h.Name] = true
 	}
-	return nil
+	if err := f.validateDaemon(lay); err != nil {
+		return err
+	}
+	return f.validateJobs(lay)
 }
 
 // Check tells what is missing or wrong in a host's block.
@@ -300,6 +311,8 @@ func (f *File) resolvePaths() {
 		h.SSHKeyFile = resolvePath(base, h.SSHKeyFile)
 		h.SSHKeyPassphraseFile = resolvePath(base, h.SSHKeyPassphraseFile)
 	}
+	f.Daemon.State = resolvePath(base, f.Daemon.State)
+	f.Daemon.Socket = resolvePath(base, f.Daemon.Socket)
 }
 
 func resolvePath(base, p string) string {
@@ -319,12 +332,20 @@ func resolvePath(base, p string) string {
 
 // known lists the keys of every table, for the hint after a misspelled one.
 var known = map[string][]string{
-	"":           {"repository", "host"},
+	"":           {"repository", "host", "job", "daemon"},
 	"repository": {"name", "path", "passphrase_file", "passphrase_command", "key_file"},
 	"host": {
 		"name", "address", "user", "password_file", "password_command", "thumbprint",
 		"ssh", "ssh_fingerprint", "ssh_key_file", "ssh_key_passphrase_file", "ssh_key_passphrase_command",
 	},
+	"daemon": {"state", "socket", "metrics", "per_host", "total"},
+	"job": {
+		"name", "kind", "vms", "repository", "schedule", "timezone", "keep", "window", "window_end", "quiesce",
+		"compression", "rate_limit", "retries", "timeout", "no_success_for", "check", "prune",
+	},
+	"job.keep":  {"last", "hourly", "daily", "weekly", "monthly", "yearly", "within"},
+	"job.check": {"how", "percent", "bytes", "time"},
+	"job.prune": {"max_rewrite", "grace"},
 }
 
 // didYouMean suggests the known key nearest to an unknown one.

@@ -216,3 +216,31 @@ func (l *layout) headerLine(name string, i int) int {
 	}
 	return l.lineOf([]string{name})
 }
+
+// lineIn gives the line of a key, dotted when it is within a table, of the i-th
+// [[name]] block; where it is not there, that of the nearest table around it.
+func (l *layout) lineIn(name string, i int, key string) int {
+	from, to := l.headerLine(name, i), int(^uint(0)>>1)
+	for _, h := range l.headers {
+		// The block ends where something else begins that is no table of it.
+		if h.line > from && (h.array && h.name == name || h.name != name && !strings.HasPrefix(h.name, name+".")) {
+			to = h.line
+			break
+		}
+	}
+	parts := strings.Split(key, ".")
+	for n := len(parts); n > 0; n-- {
+		path := name + "." + strings.Join(parts[:n], ".")
+		for _, k := range l.keys {
+			if k.path == path && k.line > from && k.line < to {
+				return k.line
+			}
+		}
+		for _, h := range l.headers {
+			if h.name == path && h.line > from && h.line < to {
+				return h.line
+			}
+		}
+	}
+	return from
+}
