@@ -1,6 +1,7 @@
 # make build   both programs into bin/
 # make demo    the whole road once, on a simulated host
 # make test    formatting, linters, fuzzing, all tests with the race detector
+# make torture every operation failing, random walks and killed processes, for TORTURE=10m
 # make bench   speeds and sizes, as ratios to other tools; IMAGES="a.raw b.raw" measures
 #              given states of one disk, BENCH=--json prints objects; then what a
 #              repository of SCALE=4096 GiB costs (6 GB in TMPDIR; SCALE=0 leaves it out)
@@ -22,7 +23,7 @@ SCALE   ?= 4096
 
 export PATH := $(TOOLS):$(PATH)
 
-.PHONY: all build demo test lint fuzz bench tools clean
+.PHONY: all build demo test lint fuzz torture bench tools clean
 
 all: build
 
@@ -42,6 +43,9 @@ lint:
 
 fuzz:
 	@bash .ci/fuzz.sh
+
+torture:
+	@TORTURE='$(TORTURE)' bash .ci/torture.sh
 
 bench: build
 	CGO_ENABLED=0 $(GO) build $(VCS) -trimpath -o bin/hikaebench ./cmd/hikaebench

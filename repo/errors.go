@@ -26,6 +26,8 @@ var (
 	ErrVersion = errors.New("repository format is newer than this program")
 	// ErrReadOnly says that the storage takes no writes.
 	ErrReadOnly = errors.New("repository is read-only")
+	// ErrAppendOnly says that the storage takes what is new and lets nothing be removed.
+	ErrAppendOnly = errors.New("nothing can be removed from the repository by this user, it is append-only or somebody else's; do this as its owner")
 	// ErrClosed says that a repository, session or disk writer was used after
 	// its end.
 	ErrClosed = errors.New("closed")

@@ -245,14 +245,31 @@ func (p *pruner) begin(ctx context.Context) (end func(), err error) {
 		_ = lock.Close()
 		return nil, err
 	}
-	p.sweepTmp()
-	return func() {
+	end = func() {
 		if err := p.session.Close(); err != nil {
 			// What it should have kept was flushed before it counted.
 			p.r.log.Debug("end of prune's session", "error", err)
 		}
 		_ = lock.Close()
-	}, nil
+	}
+	// Whoever may not delete must not condemn: backups would store again what is condemned.
+	if err := p.mayRemove(); err != nil {
+		end()
+		return nil, err
+	}
+	p.sweepTmp()
+	return end, nil
+}
+
+// mayRemove tries to remove a file.
+func (p *pruner) mayRemove() error {
+	name := p.tmp()
+	f, err := p.r.fs.Create(name)
+	if err != nil {
+		return err
+	}
+	_ = f.Close() // it is empty
+	return p.r.fs.Remove(name)
 }
 
 // sweepTmp removes the unfinished files of others than sessions, whose own go when the

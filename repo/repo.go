@@ -229,9 +229,12 @@ func (r *Repository) idx(ctx context.Context) (*index.Index, error) {
 
 // storageError says what a person can do about storage that refuses a write.
 func storageError(fsys fsx.FS, err error) error {
+	var on *fs.PathError
 	switch {
-	case errors.Is(err, ErrReadOnly):
+	case errors.Is(err, ErrReadOnly) || errors.Is(err, ErrAppendOnly):
 		return err
+	case errors.Is(err, fs.ErrPermission) && errors.As(err, &on) && on.Op == "remove":
+		return fmt.Errorf("%w: %w", ErrAppendOnly, err)
 	case errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT):
 		room := "an unknown number of"
 		if n, ferr := fsys.Free(); ferr == nil {

@@ -168,8 +168,8 @@ func (r *Repository) recover(ctx context.Context, s *Session) error {
 func (r *Repository) recoverSession(ctx context.Context, s *Session, id string) error {
 	name := path.Join(sessionsDir, id)
 	lock, err := r.fs.Lock(name+lockSuffix, true, false)
-	if errors.Is(err, fsx.ErrLocked) {
-		return nil // alive, or somebody else is at it
+	if errors.Is(err, fsx.ErrLocked) || errors.Is(err, fs.ErrPermission) {
+		return nil // alive, or somebody else is at it, or has to be
 	}
 	if err != nil {
 		return err
