@@ -55,8 +55,15 @@ func TestPlans(t *testing.T) {
 			first: true, now: now, mode: repo.ModeFull, reason: "first generation of this VM",
 			areas: told["*"], zeros: true, sampled: true,
 		},
+		"first, tracking off, allocation known": {
+			first: true, mode: repo.ModeFull, reason: "first generation of this VM; change tracking is off, so all that is allocated was read",
+			areas: told["*"], zeros: true, sampled: true,
+		},
+		"tracking off, allocation known": {
+			parent: parentDisk, then: then, mode: repo.ModeScan, reason: "change tracking is off", areas: told["*"], zeros: true, sampled: true,
+		},
 		"first, tracking off": {
-			first: true, mode: repo.ModeFull, reason: "first generation of this VM; change tracking is off, so everything was read",
+			first: true, deaf: true, mode: repo.ModeFull, reason: "first generation of this VM; change tracking is off, so everything was read",
 			areas: []area{area0(0, 64*b)},
 		},
 		"asked for": {
@@ -70,7 +77,7 @@ func TestPlans(t *testing.T) {
 			areas: told["*"], zeros: true, sampled: true,
 		},
 		"reverted":     {parent: parentDisk, then: now, now: then, mode: repo.ModeScan, reason: "the disk was reverted to a state before the previous generation", areas: told["*"], zeros: true, sampled: true},
-		"tracking off": {parent: parentDisk, then: then, mode: repo.ModeScan, reason: "change tracking is off", areas: []area{area0(0, 64*b)}},
+		"tracking off": {parent: parentDisk, then: then, deaf: true, mode: repo.ModeScan, reason: "change tracking is off", areas: []area{area0(0, 64*b)}},
 		"deaf host":    {parent: parentDisk, then: then, now: now, deaf: true, mode: repo.ModeScan, reason: "the host cannot tell", areas: []area{area0(0, 64*b)}},
 		"doubt":        {parent: parentDisk, then: then, now: now, doubt: "it lied", mode: repo.ModeScan, reason: "it lied", areas: []area{area0(0, 64*b)}},
 		"grown": {

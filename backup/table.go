@@ -47,8 +47,10 @@ func (r *run) epochOf(p *diskPlan) string {
 	if p.disk.ChangeID != "" {
 		return p.disk.ChangeID
 	}
-	if d := diskByKey(r.snap.VM.Disks, p.disk.Key); d != nil {
-		return d.ChangeID
+	if r.snap != nil {
+		if d := diskByKey(r.snap.VM.Disks, p.disk.Key); d != nil {
+			return d.ChangeID
+		}
 	}
 	return ""
 }
