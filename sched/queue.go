@@ -22,11 +22,11 @@ func (s *Scheduler) dispatch(now time.Time) (wake time.Time) {
 			if t.rec.State != history.Queued {
 				continue
 			}
-			wait := s.waits(t, now)
-			if wait.until.After(now) {
-				wake = earlier(wake, wait.until)
+			w, until := s.waits(t, now)
+			if until.After(now) {
+				wake = earlier(wake, until)
 			}
-			if wait.why == "" && t.rec.Kind != history.TaskBackup {
+			if w == ready && t.rec.Kind != history.TaskBackup {
 				s.begin(t, now)
 			}
 		}
@@ -77,10 +77,10 @@ func (s *Scheduler) pick(load map[string]float64, now time.Time) *task {
 	for _, r := range runs {
 		var best *task
 		for _, t := range r.tasks {
-			if t.rec.Kind != history.TaskBackup || t.rec.State != history.Queued || s.waits(t, now).why != "" {
+			if t.rec.Kind != history.TaskBackup || t.rec.State != history.Queued {
 				continue
 			}
-			if best == nil || before(t, best, load) {
+			if w, _ := s.waits(t, now); w == ready && (best == nil || before(t, best, load)) {
 				best = t
 			}
 		}
@@ -104,44 +104,75 @@ func before(a, b *task, load map[string]float64) bool {
 	return a.estimate > b.estimate
 }
 
-// waiting says why a task does not begin; until when, if that is a time.
-type waiting struct {
-	why   string
-	until time.Time
-}
+// waiting says why a task does not begin.
+type waiting int
 
-// waits tells what a queued task waits for; nothing when it may begin.
-func (s *Scheduler) waits(t *task, now time.Time) waiting {
+const (
+	ready        waiting = iota
+	forWindow            // to open
+	forRetry             // it failed
+	forUpkeep            // another prune or check of the repository
+	forCleanup           // of the host, after a start
+	forHost              // it failed
+	forVM                // another run has it
+	forHostPlace         // as many of the host are under way as may be
+	forPlace             // as many of all
+)
+
+// waits tells what a queued task waits for, and until when, if that is a time.
+func (s *Scheduler) waits(t *task, now time.Time) (waiting, time.Time) {
 	r, kind := t.run, t.rec.Kind
-	if kind == history.TaskRetain {
-		return waiting{}
-	}
-	if !r.open {
-		return waiting{"the window " + r.plan.window.text, r.change}
-	}
-	if t.notBefore.After(now) {
-		return waiting{"another try", t.notBefore}
-	}
-	if kind == history.TaskPrune || kind == history.TaskCheck {
-		if o := s.upkeep[t.rec.Repository]; o != nil {
-			return waiting{why: fmt.Sprintf("run %d (%s of %s)", o.rec.ID, o.rec.Kind, t.rec.Repository)}
+	switch {
+	case kind == history.TaskRetain:
+		return ready, time.Time{}
+	case !r.open:
+		return forWindow, r.change
+	case t.notBefore.After(now):
+		return forRetry, t.notBefore
+	case kind == history.TaskPrune || kind == history.TaskCheck:
+		if s.upkeep[t.rec.Repository] != nil {
+			return forUpkeep, time.Time{}
 		}
-		return waiting{}
+		return ready, time.Time{}
 	}
 	h := s.host(t.rec.Host)
 	switch {
 	case h.cleaning:
-		return waiting{why: "snapshots of dead runs to be removed from " + t.rec.Host}
+		return forCleanup, time.Time{}
 	case h.notBefore.After(now):
-		return waiting{"host " + t.rec.Host + ", which failed", h.notBefore}
+		return forHost, h.notBefore
 	case kind == history.TaskList:
-		return waiting{}
+		return ready, time.Time{}
 	case s.busy[t.vm] != nil:
-		return waiting{why: fmt.Sprintf("run %d, which has this VM", s.busy[t.vm].rec.ID)}
+		return forVM, time.Time{}
 	case h.taken >= s.o.PerHost:
-		return waiting{why: fmt.Sprintf("a place on %s (%d at a time)", t.rec.Host, s.o.PerHost)}
+		return forHostPlace, time.Time{}
 	case s.places >= s.o.Total:
-		return waiting{why: fmt.Sprintf("a place (%d at a time)", s.o.Total)}
+		return forPlace, time.Time{}
 	}
-	return waiting{}
+	return ready, time.Time{}
+}
+
+// waitsFor says it for people.
+func (s *Scheduler) waitsFor(t *task, w waiting) string {
+	switch w {
+	case forWindow:
+		return "the window " + t.run.plan.window.text
+	case forRetry:
+		return "another try"
+	case forUpkeep:
+		o := s.upkeep[t.rec.Repository]
+		return fmt.Sprintf("run %d (%s of %s)", o.rec.ID, o.rec.Kind, t.rec.Repository)
+	case forCleanup:
+		return "snapshots of dead runs to be removed from " + t.rec.Host
+	case forHost:
+		return "host " + t.rec.Host + ", which failed"
+	case forVM:
+		return fmt.Sprintf("run %d, which has this VM", s.busy[t.vm].rec.ID)
+	case forHostPlace:
+		return fmt.Sprintf("a place on %s (%d at a time)", t.rec.Host, s.o.PerHost)
+	case forPlace:
+		return fmt.Sprintf("a place (%d at a time)", s.o.Total)
+	}
+	return ""
 }

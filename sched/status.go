@@ -136,10 +136,10 @@ func (s *Scheduler) status() Status {
 				}
 				rs.Active = append(rs.Active, ts)
 			case history.Queued:
-				w := s.waits(t, now)
+				w, until := s.waits(t, now)
 				st.Queue = append(st.Queue, Waiting{
 					Run: r.rec.ID, Job: r.rec.Job, Task: t.rec.N, Kind: t.rec.Kind, Host: t.rec.Host, VM: t.rec.VM,
-					Since: t.rec.Queued, For: w.why, Until: w.until, Error: t.rec.Error,
+					Since: t.rec.Queued, For: s.waitsFor(t, w), Until: until, Error: t.rec.Error,
 				})
 			}
 		}

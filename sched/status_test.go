@@ -152,7 +152,7 @@ func TestConcurrent(t *testing.T) {
 					}
 				})
 				defer cancel()
-				for n := range 60 {
+				for n := range 24 {
 					time.Sleep(time.Duration(i+1) * time.Minute)
 					switch n % 4 {
 					case 0:

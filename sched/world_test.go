@@ -47,6 +47,7 @@ type world struct {
 	upkeep  func(kind string) (time.Duration, error)
 	newest  []repo.Ref
 	cleaned []string
+	quiet   bool // no progress is told
 	dead    bool // the process was killed: what goes on does not happen
 	calls   []callOf
 	count   map[string]int
@@ -204,6 +205,9 @@ func (w *world) Backup(ctx context.Context, o BackupOptions) (backup.Result, err
 	keys := []string{o.VM.String(), "host " + o.VM.Host, ""}
 	c := callOf{what: o.VM.String(), from: w.clock()}
 	n := w.enter(keys...)
+	if w.quiet {
+		o.Progress = func(backup.Event) {}
+	}
 	o.Progress(backup.Event{Phase: backup.PhaseRead, Total: 100})
 	err := sleep(ctx, w.takes(o.VM, n))
 	o.Progress(backup.Event{Phase: backup.PhaseRead, Done: 100, Total: 100})
