@@ -8,60 +8,22 @@ import (
 	"io"
 	"math/rand/v2"
 	"os"
+	"path/filepath"
 	"runtime"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
 
-	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
 
+	"hikae/fs/ceiling"
 	"hikae/repo"
 )
 
 // The benchmarks compare the mount with the least a FUSE server can do: answer
 // every read from the same memory. Server and reader share the process, so that
 // profiles show both; the numbers of the two kinds compare with each other.
-
-// memoryFS is one file, /f.
-type memoryFS struct {
-	fuse.RawFileSystem
-	size uint64
-	data []byte
-}
-
-func (m *memoryFS) attr(ino uint64) fuse.Attr {
-	if ino == inoRoot {
-		return fuse.Attr{Ino: ino, Mode: dirMode, Nlink: 1}
-	}
-	return fuse.Attr{Ino: ino, Mode: fileMode, Nlink: 1, Size: m.size, Blocks: m.size / 512, Blksize: blockSize}
-}
-
-func (m *memoryFS) Lookup(_ <-chan struct{}, _ *fuse.InHeader, name string, out *fuse.EntryOut) fuse.Status {
-	if name != "f" {
-		return fuse.ENOENT
-	}
-	out.NodeId, out.Attr = 2, m.attr(2)
-	out.SetAttrTimeout(forever)
-	out.SetEntryTimeout(forever)
-	return fuse.OK
-}
-
-func (m *memoryFS) GetAttr(_ <-chan struct{}, in *fuse.GetAttrIn, out *fuse.AttrOut) fuse.Status {
-	out.Attr = m.attr(in.NodeId)
-	out.SetTimeout(forever)
-	return fuse.OK
-}
-
-func (m *memoryFS) Open(_ <-chan struct{}, _ *fuse.OpenIn, out *fuse.OpenOut) fuse.Status {
-	out.OpenFlags = fuse.FOPEN_KEEP_CACHE | fuse.FOPEN_NOFLUSH
-	return fuse.OK
-}
-
-func (m *memoryFS) Read(_ <-chan struct{}, in *fuse.ReadIn, _ []byte) (fuse.ReadResult, fuse.Status) {
-	return fuse.ReadResultData(m.data[:min(uint64(in.Size), m.size-in.Offset)]), fuse.OK
-}
 
 const benchSize = 1 << 40
 
@@ -77,36 +39,23 @@ func cpu(b *testing.B) func() {
 	return func() { b.ReportMetric(float64(used()-start)/float64(b.N), "cpu-ns/op") }
 }
 
-// benchMemory mounts a memoryFS with the mount's own options.
+// benchMemory serves a file of memory.
 func benchMemory(b *testing.B) string {
 	needMount(b)
 	dir := mountDir(b)
-	o := Options{}
-	if err := o.setDefaults(); err != nil {
-		b.Fatal(err)
-	}
-	fd, err := attach(dir, "memory", &o)
+	s, err := ceiling.Mount(dir, ceiling.Options{Size: benchSize})
 	if err != nil {
 		b.Fatal(err)
 	}
-	srv, err := fuse.NewServer(&memoryFS{fuse.NewDefaultRawFileSystem(), benchSize, make([]byte, maxRead)}, fmt.Sprintf("/dev/fd/%d", fd), fuseOptions(&o))
-	if err != nil {
-		b.Fatal(err)
-	}
-	done := make(chan struct{})
-	go func() { srv.Serve(); close(done) }()
 	b.Cleanup(func() {
-		if err := unmount(dir); err != nil {
+		if err := s.Unmount(); err != nil {
 			b.Error(err)
-			detach(dir)
 		}
-		<-done
 	})
 	if err := forgoPoll(dir); err != nil {
 		b.Fatal(err)
 	}
-	readAhead(dir)
-	return dir + "/f"
+	return filepath.Join(dir, ceiling.Name)
 }
 
 // benchMount mounts disks held in memory.
@@ -404,5 +353,50 @@ func BenchmarkRepository(b *testing.B) {
 			wg.Wait()
 			b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "reads/s")
 		})
+	}
+}
+
+// BenchmarkFirst mounts a repository of 1,000 generations, of ten VMs, lists one VM's
+// and reads the first byte of its newest disk.
+func BenchmarkFirst(b *testing.B) {
+	needMount(b)
+	r := newRepo(b)
+	ctx := context.Background()
+	image := noise(1, 1<<20)
+	for i := range 1000 {
+		image[0] = byte(i)
+		commitAs(b, r, fmt.Sprintf("vm%d", i%10), testTime(1).Add(time.Duration(i)*time.Hour), image)
+	}
+	dir := mountDir(b)
+	unix.Sync()
+	for b.Loop() {
+		if err := os.WriteFile("/proc/sys/vm/drop_caches", []byte("3"), 0); err != nil {
+			b.Logf("caches stay warm: %v", err)
+		}
+		begin := time.Now()
+		srv, err := Mount(ctx, r, dir, Options{})
+		if err != nil {
+			b.Fatal(err)
+		}
+		up := time.Since(begin)
+		names, err := os.ReadDir(filepath.Join(dir, "esx1/vm3"))
+		if err != nil || len(names) != 101 {
+			b.Fatalf("%d names: %v", len(names), err)
+		}
+		listed := time.Since(begin)
+		f, err := os.Open(filepath.Join(dir, "esx1/vm3/latest/web01-flat.vmdk"))
+		if err != nil {
+			b.Fatal(err)
+		}
+		if _, err := f.ReadAt(make([]byte, 1), 0); err != nil {
+			b.Fatal(err)
+		}
+		f.Close()
+		b.ReportMetric(up.Seconds()*1e3, "ms-to-mount")
+		b.ReportMetric(listed.Seconds()*1e3, "ms-to-ls")
+		b.ReportMetric(time.Since(begin).Seconds()*1e3, "ms-to-byte")
+		if err := srv.Unmount(); err != nil {
+			b.Fatal(err)
+		}
 	}
 }

@@ -42,6 +42,11 @@ func newRepo(t testing.TB, images ...[]byte) *repo.Repository {
 
 func commit(t testing.TB, r *repo.Repository, at time.Time, image []byte) repo.Ref {
 	t.Helper()
+	return commitAs(t, r, "web 01", at, image)
+}
+
+func commitAs(t testing.TB, r *repo.Repository, vm string, at time.Time, image []byte) repo.Ref {
+	t.Helper()
 	ctx := context.Background()
 	s, err := r.Begin(ctx, repo.SessionOptions{})
 	if err != nil {
@@ -60,7 +65,7 @@ func commit(t testing.TB, r *repo.Repository, at time.Time, image []byte) repo.R
 		t.Fatal(err)
 	}
 	ref, err := s.Commit(ctx, repo.Manifest{
-		VM: repo.VMID{Host: "esx1", Name: "web 01"}, Time: at, Mode: repo.ModeFull, Consistency: repo.ConsistencyCrash,
+		VM: repo.VMID{Host: "esx1", Name: vm}, Time: at, Mode: repo.ModeFull, Consistency: repo.ConsistencyCrash,
 		Disks: []repo.DiskManifest{{Key: 2000, Label: "Hard disk 1", Name: "web01", Capacity: d.Capacity, DataBytes: d.DataBytes, Root: d.Root, Levels: d.Levels, ChangeID: "52 1f/7", Descriptor: "# Disk DescriptorFile\n"}},
 		Files: []repo.ManifestFile{{Name: "web01.vmx", Data: []byte("displayName = \"web 01\"\n")}},
 	})

@@ -43,7 +43,7 @@ func (d *Disk) Lend(ctx context.Context, off, n int64) (*Loan, error) {
 	bs := int64(d.r.config.BlockSize)
 	first := off / bs
 	var room [maxRun/(64<<10) + 1]block.Record
-	records := room[:0]
+	var records []block.Record
 	if count := int((off+n-1)/bs - first + 1); count <= len(room) {
 		records = room[:count]
 	} else {
