@@ -16,6 +16,7 @@ import (
 	"hikae/cmd/hikae/internal/config"
 	"hikae/cmd/hikae/internal/ui"
 	"hikae/repo"
+	"hikae/sched/control"
 )
 
 // The exit codes. They are a promise to scripts: a code never changes its
@@ -31,6 +32,8 @@ const (
 	exitNoRoom      = 7
 	exitSomeFailed  = 8
 	exitUnsound     = 9
+	exitNoDaemon    = 10
+	exitNoJob       = 11
 	exitInterrupted = 130
 )
 
@@ -49,6 +52,8 @@ var exitMeanings = []struct {
 	{exitNoRoom, "no room left, in the repository or on the datastore"},
 	{exitSomeFailed, "of several VMs or hosts, at least one failed; the others were done"},
 	{exitUnsound, "a generation's blocks are whole, but what they hold is not (hikae verify)"},
+	{exitNoDaemon, "no daemon answers"},
+	{exitNoJob, "the daemon knows no such job or run"},
 	{exitInterrupted, "interrupted (Ctrl-C, SIGTERM)"},
 }
 
@@ -78,6 +83,8 @@ var kinds = []struct {
 	{repo.ErrDamaged, exitDamaged, "hikae check --read-data shows what is hurt"},
 	{repo.ErrAmbiguous, exitUsage, ""},
 	{repo.ErrNotFound, exitNotFound, "hikae generations lists what there is"},
+	{control.ErrNoDaemon, exitNoDaemon, ""},
+	{control.ErrNotFound, exitNoJob, "hikae jobs and hikae history list what there is"},
 	{syscall.ENOSPC, exitNoRoom, ""},
 	{syscall.EDQUOT, exitNoRoom, ""},
 	{esxi.ErrNoSpace, exitNoRoom, ""},

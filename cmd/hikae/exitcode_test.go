@@ -13,6 +13,7 @@ import (
 	"hikae/cmd/hikae/internal/app"
 	"hikae/cmd/hikae/internal/config"
 	"hikae/repo"
+	"hikae/sched/control"
 )
 
 func TestExitCodes(t *testing.T) {
@@ -46,6 +47,8 @@ func TestExitCodes(t *testing.T) {
 		{fmt.Errorf("%w: 1 of 2", errSomeFailed), 8},
 		{&verifyError{failed: 1}, 8},
 		{&verifyError{failed: 1, unsound: 1}, 9},
+		{control.ErrNoDaemon, 10},
+		{&control.Error{Code: "not-found", Text: "x"}, 11},
 		{interrupted{context.Canceled}, 130},
 		{errors.Join(errInterrupted, esxi.ErrUnreachable), 130},
 		{&childError{handoffAnswer{Error: "x", ExitCode: 3}}, 3},

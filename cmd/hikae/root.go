@@ -15,6 +15,7 @@ const (
 	groupLook   = "look"
 	groupBack   = "back"
 	groupKeep   = "keep"
+	groupDaemon = "daemon"
 )
 
 // newRoot puts the verbs together.
@@ -44,6 +45,7 @@ latest.`,
 		&cobra.Group{ID: groupLook, Title: "To look at them:"},
 		&cobra.Group{ID: groupBack, Title: "To have them back:"},
 		&cobra.Group{ID: groupKeep, Title: "To let them go:"},
+		&cobra.Group{ID: groupDaemon, Title: "To have it done by itself:"},
 	)
 	f := root.PersistentFlags()
 	f.StringVar(&a.Flags.Repo, "repo", "", "the repository: a directory, or a name from the configuration (HIKAE_REPO)")
@@ -65,6 +67,7 @@ latest.`,
 	add(groupLook, newGenerations(a), newShow(a), newStats(a), newCheck(a), newRepair(a), newVerify(a))
 	add(groupKeep, newForget(a), newPrune(a), newHold(a), newRelease(a))
 	add(groupBack, newMount(a), newUmount(a), newCopy(a), newRestore(a))
+	add(groupDaemon, newDaemon(a), newConfig(a), newJobs(a), newStatus(a), newRun(a), newCancel(a), newHistory(a), newLog(a))
 	root.AddCommand(newVersion(a))
 	root.AddCommand(topics()...)
 	return root
@@ -97,7 +100,7 @@ func topics() []*cobra.Command {
 			Use:   "exit-codes",
 			Short: "what the exit codes mean",
 			Long: "hikae ends with one of these codes. A code never changes its meaning." +
-				exitCodes(exitPassphrase, exitNotFound, exitDamaged, exitHost, exitNoRoom, exitSomeFailed, exitUnsound),
+				exitCodes(exitPassphrase, exitNotFound, exitDamaged, exitHost, exitNoRoom, exitSomeFailed, exitUnsound, exitNoDaemon, exitNoJob),
 		},
 		{
 			Use:   "configuration",

@@ -90,6 +90,9 @@ func TestStories(t *testing.T) {
 			"jsonkeys":   cmdJSONKeys,
 			"until-read": cmdUntilRead,
 			"setfrom":    cmdSetFrom,
+
+			"until-daemon": cmdUntilDaemon,
+			"until-status": cmdUntilStatus,
 		},
 	})
 }

@@ -65,9 +65,10 @@ type App struct {
 	Stdin   *os.File
 	Getenv  func(string) string
 	Clock   func() time.Time
-	Version string   // of the program, as generations record it
-	KDF     repo.KDF // what new passphrases cost; the zero value is the default
-	LogTime bool     // log lines go to a file, so they need the time
+	Version string       // of the program, as generations record it
+	KDF     repo.KDF     // what new passphrases cost; the zero value is the default
+	LogTime bool         // log lines go to a file, so they need the time
+	Log     *slog.Logger // the daemon's, which Logger returns then
 
 	cfg      *config.File
 	stopping atomic.Pointer[string]
@@ -76,6 +77,9 @@ type App struct {
 // Logger returns where libraries report what a person may want to know: above
 // the progress, warnings only unless verbose.
 func (a *App) Logger() *slog.Logger {
+	if a.Log != nil {
+		return a.Log
+	}
 	level := slog.LevelWarn
 	if a.Flags.Verbose {
 		level = slog.LevelDebug
