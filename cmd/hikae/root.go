@@ -127,6 +127,23 @@ The configuration is ~/.config/hikae/hikae.toml, or when there is none
   ssh_key_file = "/etc/hikae/esx1.key"           # or the password logs in; also
                                                  # ssh_key_passphrase_file/_command
 
+  [[job]]                                        # for hikae daemon
+  name = "nightly"
+  vms = ["esx1/*", "!esx1/scratch*"]             # kind = "prune" or "check": none
+  schedule = "daily 02:00"                       # every 6h; weekly sun 03:00;
+                                                 # monthly last sun 03:00; after
+                                                 # JOB; manual; a cron line; a list
+  timezone = "Europe/Berlin"
+  keep = { last = 4, daily = 14, monthly = 12 }
+  window = "22:00-06:00"                         # also window_end, repository,
+                                                 # quiesce, compression, rate_limit,
+                                                 # retries, timeout, no_success_for,
+                                                 # check, prune: contrib/hikae.toml
+
+  [daemon]
+  metrics = "127.0.0.1:9321"                     # also socket, state, per_host,
+                                                 # total
+
 hikae host add and hikae host remove write and cut [[host]] blocks and leave
 the rest of the file as it is. Paths may begin with ~/; other relative ones
 start at the file's directory. An unknown key is an error. A passphrase or
