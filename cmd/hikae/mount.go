@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"runtime"
 	"runtime/debug"
 
 	"github.com/coreos/go-systemd/v22/daemon"
@@ -19,6 +20,12 @@ import (
 // mountMemory is what the Go runtime of a mount may use, in bytes, before it collects
 // garbage more eagerly. With the program itself a mount stays below 200 MiB.
 const mountMemory = 150 << 20
+
+// maxMountProcs bounds how many goroutines of a mount run at a time, where the machine
+// has fewer processors than that. There may be twice as many as processors: whoever
+// comes back from the kernel with a request would otherwise wait until one that
+// decompresses is done, which the system, unlike the Go runtime, does not ask for.
+const maxMountProcs = 16
 
 func newMount(a *app.App) *cobra.Command {
 	var o mountOptions
@@ -96,6 +103,10 @@ func serveMount(ctx context.Context, a *app.App, o mountOptions, dir, path strin
 	a.Stopping("unmounting " + dir)
 	if a.Getenv("GOMEMLIMIT") == "" {
 		debug.SetMemoryLimit(mountMemory)
+	}
+	if a.Getenv("GOMAXPROCS") == "" {
+		n := runtime.GOMAXPROCS(0)
+		runtime.GOMAXPROCS(max(n, min(2*n, maxMountProcs)))
 	}
 	options, err := o.options(a)
 	if err != nil {
