@@ -23,14 +23,15 @@ func TestInterrupted(t *testing.T) {
 		w.options.PerHost = 1
 		job := Job{Name: "nightly", VMs: []string{"esx1/*"}, Schedules: []string{"daily 02:00"}, TimeZone: "UTC"}
 		after := Job{Name: "prune", Kind: KindPrune, Schedules: []string{"after nightly"}}
-		w.boot(job, after)
+		always := Job{Name: "check", Kind: KindCheck, Schedules: []string{"after nightly always"}}
+		w.boot(job, after, always)
 		w.until("2026-05-01T02:25:00Z") // a and b are done, c is under way
 		w.halt()
 		if n := len(w.calls); n != 3 || w.calls[2].err == nil || w.now[""] != 0 {
 			t.Fatalf("calls at the end: %+v, %d under way", w.calls, w.now[""])
 		}
 		time.Sleep(time.Hour)
-		w.boot(job, after)
+		w.boot(job, after, always)
 		w.until("2026-05-01T12:00:00Z")
 		first, second := w.runs("nightly")[0], w.runs("nightly")[1]
 		if first.State != history.Interrupted || second.State != history.OK || second.Resumes != first.ID || second.Trigger != history.ByResume || second.Tasks != 2 {
@@ -44,6 +45,9 @@ func TestInterrupted(t *testing.T) {
 		// The linked job comes after the whole.
 		if r := w.last("prune"); len(w.runs("prune")) != 1 || r.AfterRun != second.ID {
 			t.Errorf("prune: %+v", r)
+		}
+		if n := len(w.runs("check")); n != 1 {
+			t.Errorf("what always comes after it came %d times", n)
 		}
 		same(t, "hosts cleaned", w.cleaned, []string{"esx1", "esx1"})
 		w.halt()
@@ -66,6 +70,53 @@ func TestInterruptedAndDue(t *testing.T) {
 		if all := w.runs("nightly"); len(all) != 2 || all[1].Trigger != history.ByCatchUp || all[1].TasksOK != 2 {
 			t.Errorf("runs: %+v", all)
 		}
+		w.halt()
+	})
+}
+
+// TestDueWhileStopping: what falls due while a stop waits for snapshots to be
+// removed is due at the next start.
+func TestDueWhileStopping(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, "2026-05-01T00:00:00Z")
+		w.vms("esx1", "a")
+		w.vms("esx2", "b")
+		w.undo = time.Hour
+		jobs := []Job{
+			{Name: "first", VMs: []string{"esx1/*"}, Schedules: []string{"daily 02:00"}, TimeZone: "UTC"},
+			{Name: "second", VMs: []string{"esx2/*"}, Schedules: []string{"daily 02:30"}, TimeZone: "UTC"},
+		}
+		w.boot(jobs...)
+		w.until("2026-05-01T02:05:00Z")
+		w.halt()
+		if at := w.clock().UTC().Format("15:04"); at != "03:05" {
+			t.Errorf("it stopped at %s", at)
+		}
+		w.boot(jobs...)
+		w.until("2026-05-01T12:00:00Z")
+		if all := w.runs("second"); len(all) != 1 || all[0].Trigger != history.ByCatchUp || all[0].State != history.OK {
+			t.Errorf("second: %+v", all)
+		}
+		w.halt()
+	})
+}
+
+// TestGone: a job that was out of the configuration for a while has missed
+// nothing.
+func TestGone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, "2026-05-01T00:00:00Z")
+		w.vms("esx1", "a")
+		job := Job{Name: "nightly", VMs: []string{"esx1/*"}, Schedules: []string{"daily 02:00"}, TimeZone: "UTC"}
+		w.boot(job)
+		w.until("2026-05-01T12:00:00Z")
+		w.halt()
+		w.boot()
+		w.halt()
+		w.until("2026-05-04T12:00:00Z")
+		w.boot(job)
+		w.until("2026-05-05T12:00:00Z")
+		same(t, "generations", w.made("esx1/a"), []string{"2026-05-01 02:00", "2026-05-05 02:00"})
 		w.halt()
 	})
 }

@@ -260,3 +260,23 @@ func TestTogether(t *testing.T) {
 		w.halt()
 	})
 }
+
+// TestAfterSlow: a job that is still under way when the one before it ends again
+// skips that.
+func TestAfterSlow(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, "2026-05-01T00:30:00Z")
+		w.vms("esx1", "web01")
+		w.upkeep = func(string) (time.Duration, error) { return 150 * time.Minute, nil }
+		w.boot(
+			Job{Name: "hourly", VMs: []string{"esx1/*"}, Schedules: []string{"0 * * * *"}, TimeZone: "UTC"},
+			Job{Name: "prune", Kind: KindPrune, Schedules: []string{"after hourly"}},
+		)
+		w.until("2026-05-01T04:30:00Z")
+		all := w.runs("prune") // after 01:10; 02:10 and 03:10 are skipped; after 04:10
+		if len(all) != 2 || all[0].Skipped != 2 || all[1].Queued.Format("15:04") != "04:10" {
+			t.Errorf("%+v", all)
+		}
+		w.halt()
+	})
+}

@@ -316,3 +316,68 @@ func TestNames(t *testing.T) {
 		w.halt()
 	})
 }
+
+// TestHostComesBack: a host that answers again is as good as new: pauses and
+// tries are counted from there.
+func TestHostComesBack(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, "2026-05-01T00:00:00Z")
+		w.options.PerHost = 1
+		w.vms("esx1", names("esx1", 12)...)
+		w.takes = func(repo.VMID, int) time.Duration { return time.Second }
+		w.fails = func(_ repo.VMID, n int) error {
+			if n == 1 {
+				return esxi.ErrUnreachable
+			}
+			return nil
+		}
+		w.boot(nightly)
+		w.until("2026-05-01T12:00:00Z")
+		if r := w.last("nightly"); r.State != history.OK || r.TasksOK != 12 || r.Seconds > 12*70 {
+			t.Errorf("%+v", r)
+		}
+		w.halt()
+	})
+}
+
+// TestRetrySetBack: a retry does not wait for as long as the clock was set back.
+func TestRetrySetBack(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, "2026-05-01T00:00:00Z")
+		w.vms("esx1", "a")
+		w.takes = func(repo.VMID, int) time.Duration { return 0 }
+		w.fails = func(_ repo.VMID, n int) error {
+			if n == 1 {
+				return esxi.ErrUnreachable
+			}
+			return nil
+		}
+		w.boot(nightly)
+		w.until("2026-05-01T02:00:10Z")
+		w.jump(-365 * 24 * time.Hour)
+		time.Sleep(2 * time.Minute)
+		synctest.Wait()
+		if r := w.last("nightly"); r.State != history.OK {
+			t.Errorf("%+v", r)
+		}
+		w.halt()
+	})
+}
+
+// TestWindowAndSlowHost: VMs that a host names after the window has closed are
+// left for the next run.
+func TestWindowAndSlowHost(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, "2026-05-01T12:00:00Z")
+		w.vms("esx1", "a", "b")
+		w.lists = func(string, int) error { time.Sleep(3 * time.Minute); return nil }
+		j := nightly
+		j.Schedules, j.Window = []string{"daily 22:00"}, "22:00-22:02"
+		w.boot(j)
+		w.until("2026-05-02T12:00:00Z")
+		if r := w.last("nightly"); r.State != history.Warning || r.TasksSkipped != 2 || len(w.calls) != 0 {
+			t.Errorf("%+v, %d calls", r, len(w.calls))
+		}
+		w.halt()
+	})
+}

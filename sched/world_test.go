@@ -47,8 +47,9 @@ type world struct {
 	upkeep  func(kind string) (time.Duration, error)
 	newest  []repo.Ref
 	cleaned []string
-	quiet   bool // no progress is told
-	dead    bool // the process was killed: what goes on does not happen
+	undo    time.Duration // what a stopped backup takes to clean up
+	quiet   bool          // no progress is told
+	dead    bool          // the process was killed: what goes on does not happen
 	calls   []callOf
 	count   map[string]int
 	now     map[string]int // under way: by host, VM, "upkeep repo", and "" for all VMs
@@ -151,13 +152,16 @@ func (w *world) halt() {
 
 func (w *world) VMs(ctx context.Context, host string) ([]VM, error) {
 	w.mu.Lock()
-	defer w.mu.Unlock()
 	w.count["list "+host]++
-	if w.lists != nil {
-		if err := w.lists(host, w.count["list "+host]); err != nil {
+	n, lists := w.count["list "+host], w.lists
+	w.mu.Unlock()
+	if lists != nil {
+		if err := lists(host, n); err != nil {
 			return nil, err
 		}
 	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
 	return slices.Clone(w.hosts[host]), nil
 }
 
@@ -210,6 +214,9 @@ func (w *world) Backup(ctx context.Context, o BackupOptions) (backup.Result, err
 	}
 	o.Progress(backup.Event{Phase: backup.PhaseRead, Total: 100})
 	err := sleep(ctx, w.takes(o.VM, n))
+	if err != nil {
+		time.Sleep(w.undo)
+	}
 	o.Progress(backup.Event{Phase: backup.PhaseRead, Done: 100, Total: 100})
 	if err == nil && w.fails != nil {
 		err = w.fails(o.VM, n)

@@ -115,7 +115,7 @@ func TestRequests(t *testing.T) {
 	}
 	st, err := c.Status(ctx)
 	must(t, err)
-	if st.Daemon.Version != "v" || len(st.Status.Jobs) != 1 {
+	if st.Daemon.Version != "v" || len(st.Jobs) != 1 {
 		t.Errorf("status is %+v", st)
 	}
 	jobs, err := c.Jobs(ctx)

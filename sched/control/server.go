@@ -69,7 +69,7 @@ func Serve(ctx context.Context, l *Listener, h http.Handler) error {
 		if srv.Shutdown(grace) != nil {
 			_ = srv.Close()
 		}
-		<-ended
+		_ = <-ended
 	}
 	return errors.Join(err, l.Close())
 }

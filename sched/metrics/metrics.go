@@ -117,7 +117,7 @@ func (m *Metrics) Serve(ctx context.Context, l net.Listener) error {
 		return fmt.Errorf("metrics on %s: %w", l.Addr(), err)
 	case <-ctx.Done():
 		_ = srv.Close() // a scrape can be repeated
-		<-ended
+		_ = <-ended
 		return nil
 	}
 }

@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"hikae/backup/esxisim"
 	"hikae/repo"
 	"hikae/sched"
 	"hikae/sched/history"
@@ -21,7 +22,8 @@ import (
 
 const childEnv = "HIKAE_WORK_CHILD"
 
-var killJob = sched.Job{Name: "nightly", VMs: []string{"esx1/*"}, RateLimit: 8 * mib}
+// killJob takes seconds a VM, so that there is time to be killed.
+var killJob = sched.Job{Name: "nightly", VMs: []string{"esx1/*"}, RateLimit: mib}
 
 // child is a scheduler that gets killed. It starts a run unless one goes on, and
 // prints a line per event.
@@ -51,6 +53,17 @@ func child() {
 	}
 }
 
+// snapshots counts those of all VMs.
+func snapshots(t *testing.T, sim *esxisim.Host) (n int) {
+	t.Helper()
+	for _, vm := range sim.VMs() {
+		names, err := sim.Snapshots(vm)
+		must(t, err)
+		n += len(names)
+	}
+	return n
+}
+
 // TestKilled kills real schedulers at any moment. Each start says what was
 // interrupted, goes on with it, and leaves no snapshot behind.
 func TestKilled(t *testing.T) {
@@ -68,29 +81,28 @@ func TestKilled(t *testing.T) {
 		out, err := cmd.StdoutPipe()
 		must(t, err)
 		must(t, cmd.Start())
-		// Mostly while a VM is in hand.
-		tasks := rand.IntN(4)
 		lines := bufio.NewScanner(out)
-		for tasks > 0 && lines.Scan() {
-			if lines.Text() == sched.EventTaskStarted {
-				tasks--
-			}
+		for n := rand.IntN(6); n > 0 && lines.Scan(); n-- {
 		}
-		time.Sleep(time.Duration(rand.IntN(200)) * time.Millisecond)
+		if i%2 == 0 { // while a VM is in hand
+			for snapshots(t, sim) == 0 {
+				time.Sleep(time.Millisecond)
+			}
+		} else {
+			time.Sleep(time.Duration(rand.IntN(100)) * time.Millisecond)
+		}
 		must(t, cmd.Process.Kill())
 		for lines.Scan() { // until it is dead
 		}
 		_ = cmd.Wait() // it was killed
-		for _, vm := range sim.VMs() {
-			names, err := sim.Snapshots(vm)
-			must(t, err)
-			left += len(names)
-		}
+		left += snapshots(t, sim)
 	}
 	if left == 0 {
 		t.Error("no kill left a snapshot behind: the test tests nothing")
 	}
-	v := serve(t, p, killJob)
+	fast := killJob
+	fast.RateLimit = 0
+	v := serve(t, p, fast)
 	for {
 		st, err := v.Status()
 		must(t, err)
@@ -126,10 +138,8 @@ func TestKilled(t *testing.T) {
 	if interrupted == 0 || resumed == 0 {
 		t.Errorf("%d interrupted, %d resumed", interrupted, resumed)
 	}
-	for _, vm := range sim.VMs() {
-		if names, err := sim.Snapshots(vm); err != nil || len(names) > 0 {
-			t.Errorf("%s still has %v (%v)", vm, names, err)
-		}
+	if n := snapshots(t, sim); n > 0 {
+		t.Errorf("%d snapshots are left", n)
 	}
 	v.stop()
 	report, err := p.open(t).Check(t.Context(), repo.CheckOptions{ReadData: true})
