@@ -43,7 +43,7 @@ func TestRepairIndex(t *testing.T) {
 		t.Run(what, func(t *testing.T) {
 			mem, r := newMem(t)
 			moved, old := sparse(t, r)
-			content := noise(70, 300)
+			content := noise(70, 40)
 			ref := mustBackup(t, r, VMID{"esx1", "large"}, 20, content)
 			mustPrune(t, r, PruneOptions{})
 			mustPrune(t, r, PruneOptions{})

@@ -137,12 +137,16 @@ func family(t fatalist, r *Repository) (refs []Ref, contents [][]byte) {
 }
 
 // reads compares all that can be read of a generation with what it should be, and
-// counts the blocks that cannot.
+// counts the blocks that cannot. Of zeros a sample will do.
 func reads(t fatalist, r *Repository, ref Ref, want []byte) (lost int) {
 	t.Helper()
 	d := openDisk(t, r, ref)
+	room, zeros := make([]byte, testBlock), make([]byte, testBlock)
 	for off := 0; off < len(want); off += testBlock {
-		p := make([]byte, min(testBlock, len(want)-off))
+		p := room[:min(testBlock, len(want)-off)]
+		if off/testBlock%25 != 0 && bytes.Equal(want[off:off+len(p)], zeros[:len(p)]) {
+			continue
+		}
 		_, err := d.ReadAt(p, int64(off))
 		switch {
 		case errors.Is(err, ErrDamaged):
@@ -190,12 +194,18 @@ func TestRepairOfEveryDamage(t *testing.T) {
 			return b
 		}
 	}
+	// The packs of a kind are alike, and every run takes others: a part of the damages
+	// will do for each.
+	few := 6
+	if tortureTime(t) > 0 {
+		few = 1
+	}
+	start := rand.IntN(few)
 	total, nth := 0, 0
 	var order []string
 	try := func(name, what string, most int, b []byte) {
 		t.Helper()
-		// The packs of a kind are alike: a third of the damages will do for each.
-		if nth++; nth%3 != 0 {
+		if nth++; nth%few != 0 {
 			return
 		}
 		total++
@@ -239,7 +249,6 @@ func TestRepairOfEveryDamage(t *testing.T) {
 		if n := reads(t, r, newest, now); n > 0 {
 			t.Errorf("%s: %d blocks are missing after a backup", what, n)
 		}
-		same(t, openDisk(t, r, newest), now)
 		if n := reads(t, r, refs[2], now); n > 0 && strings.HasPrefix(name, "packs/") {
 			t.Errorf("%s: %d blocks of the generation before are not healed", what, n)
 		}
@@ -268,7 +277,9 @@ func TestRepairOfEveryDamage(t *testing.T) {
 		clean(t, r)
 		mustPrune(t, r, PruneOptions{})
 		mustPrune(t, r, PruneOptions{})
-		same(t, openDisk(t, r, newest), now)
+		if n := reads(t, r, newest, now); n > 0 {
+			t.Errorf("%s: %d blocks are missing after a prune", what, n)
+		}
 	}
 	for _, name := range slices.Sorted(func(yield func(string) bool) {
 		for name := range files {
@@ -279,7 +290,7 @@ func TestRepairOfEveryDamage(t *testing.T) {
 	}) {
 		b := files[name]
 		foot := footerAt(b)
-		nth = len(order)
+		nth = start + len(order)
 		order = append(order, name)
 		for _, c := range []struct{ at, most int }{
 			{0, 0},
@@ -850,7 +861,9 @@ func repairStory(t *testing.T, plan fsx.Plan) (fired bool) {
 	for range 3 {
 		mustPrune(t, r, PruneOptions{})
 	}
-	same(t, openDisk(t, r, newest), contents[2])
+	if n := reads(t, r, newest, contents[2]); n > 0 {
+		t.Errorf("%d blocks are missing in the end", n)
+	}
 	tidy(t, mem, r)
 	return fired
 }
@@ -861,14 +874,17 @@ func TestRepairFailsAnywhere(t *testing.T) {
 		ops      fsx.Op
 		at, step int
 	}{
-		{fsx.CrashNow, fsx.OpChanges, 1, 2},
-		{fsx.CrashNow, fsx.OpAny, 2, 41},
-		{fsx.FailOnce, fsx.OpAny, 3, 47},
-		{fsx.FailAfter, fsx.OpChanges, 2, 9},
-		{fsx.NoSpace, fsx.OpChanges, 1, 9},
+		{fsx.CrashNow, fsx.OpChanges, 1, 8},
+		{fsx.CrashNow, fsx.OpAny, 1, 120},
+		{fsx.FailOnce, fsx.OpAny, 1, 120},
+		{fsx.FailAfter, fsx.OpChanges, 1, 30},
+		{fsx.NoSpace, fsx.OpChanges, 1, 30},
 	} {
 		t.Run(fmt.Sprint(c.mode, c.ops), func(t *testing.T) {
-			for k := c.at; ; k += c.step {
+			if tortureTime(t) > 0 {
+				c.at, c.step = 1, 1
+			}
+			for k := c.at + rand.IntN(c.step); ; k += c.step {
 				fired := repairStory(t, fsx.Plan{Ops: c.ops, Mode: c.mode, At: k})
 				if t.Failed() {
 					t.Fatalf("at operation %d", k)
