@@ -65,7 +65,7 @@ type daemonState struct {
 	started time.Time
 }
 
-func runDaemon(ctx context.Context, a *app.App, socket string) error {
+func runDaemon(ctx context.Context, a *app.App, socket string) (err error) {
 	// The daemon ends on signals in its own way, and says so in its log.
 	signals := make(chan os.Signal, 4)
 	signal.Reset(syscall.SIGTERM, syscall.SIGINT)
@@ -100,7 +100,7 @@ func runDaemon(ctx context.Context, a *app.App, socket string) error {
 	if err != nil {
 		return err
 	}
-	defer listener.Close()
+	defer func() { _ = listener.Close() }() // again, for the ways out before it serves
 	db, err := history.Open(filepath.Join(state, "history.db"), history.Options{SetAside: true})
 	if errors.Is(err, history.ErrInUse) {
 		return fmt.Errorf("%w; another daemon runs with this state directory", err)
@@ -108,7 +108,7 @@ func runDaemon(ctx context.Context, a *app.App, socket string) error {
 	if err != nil {
 		return err
 	}
-	defer db.Close()
+	defer func() { err = errors.Join(err, db.Close()) }()
 	if old := db.Replaced(); old != "" {
 		d.log.Error("the history was damaged and begins anew", "kept_as", old)
 	}

@@ -69,7 +69,9 @@ func Serve(ctx context.Context, l *Listener, h http.Handler) error {
 		if srv.Shutdown(grace) != nil {
 			_ = srv.Close()
 		}
-		_ = <-ended
+		if e := <-ended; !errors.Is(e, http.ErrServerClosed) {
+			err = e
+		}
 	}
 	return errors.Join(err, l.Close())
 }

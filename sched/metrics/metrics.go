@@ -117,7 +117,9 @@ func (m *Metrics) Serve(ctx context.Context, l net.Listener) error {
 		return fmt.Errorf("metrics on %s: %w", l.Addr(), err)
 	case <-ctx.Done():
 		_ = srv.Close() // a scrape can be repeated
-		_ = <-ended
+		if err := <-ended; !errors.Is(err, http.ErrServerClosed) {
+			return err
+		}
 		return nil
 	}
 }
