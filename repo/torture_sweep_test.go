@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"errors"
-	"fmt"
 	"io/fs"
 	"math/rand/v2"
 	"slices"
@@ -360,7 +359,7 @@ func (s *scene) reads(t *testing.T, r *Repository, a act, done bool, kept map[st
 		}
 		now, before, by := held[ref.Sequence], ref == s.held, map[bool]string{true: "release", false: "hold"}[ref == s.held]
 		if now != before && a.name != by || now == before && a.name == by && done {
-			t.Error(fmt.Sprintf("%v: held is %v", ref, now))
+			t.Errorf("%v: held is %v", ref, now)
 		}
 	}
 }
