@@ -89,8 +89,7 @@ func TestPacking(t *testing.T) {
 				for night := range 2 {
 					time.Sleep(24 * time.Hour)
 					synctest.Wait()
-					calls := w.calls
-					w.calls = nil
+					calls := w.done()
 					if len(calls) != 200 {
 						t.Fatalf("%d backups in a night", len(calls))
 					}

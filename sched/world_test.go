@@ -218,9 +218,11 @@ func (w *world) Backup(ctx context.Context, o BackupOptions) (backup.Result, err
 		time.Sleep(w.undo)
 	}
 	o.Progress(backup.Event{Phase: backup.PhaseRead, Done: 100, Total: 100})
+	w.mu.Lock()
 	if err == nil && w.fails != nil {
 		err = w.fails(o.VM, n)
 	}
+	w.mu.Unlock()
 	res := backup.Result{Host: o.VM.Host, VM: o.VM.Name, BytesRead: 100}
 	if err == nil {
 		c.generation = w.clock().UTC().Format("2006-01-02T15-04-05Z")
@@ -275,6 +277,15 @@ func (w *world) Newest(ctx context.Context, repository string) ([]repo.Ref, erro
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return slices.Clone(w.newest), nil
+}
+
+// done returns the calls so far and forgets them.
+func (w *world) done() []callOf {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	calls := w.calls
+	w.calls = nil
+	return calls
 }
 
 // made lists when generations of a VM were begun, by the wall clock.
