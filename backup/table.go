@@ -216,7 +216,7 @@ func (p *diskPlan) keepTable() *repo.TrackingCopy {
 	if err != nil {
 		return nil
 	}
-	defer e.Close()
+	defer func() { _ = e.Close() }() // nothing is buffered
 	packed := e.EncodeAll(p.tracking.now.Data, nil)
 	if len(packed) > maxTableKept {
 		return nil
