@@ -94,12 +94,12 @@ rm -r "$work/files"
 
 # --- The host ---------------------------------------------------------------
 
-heading 'A simulated ESXi host runs it'
+heading 'A simulated ESXi host of the free edition runs it'
 control=$work/control
 mkdir "$work/datastore"
-echo '$ esxisim serve --datastore datastore --user root --password-file password --control control --vm web01=web01.raw &'
+echo '$ esxisim serve --datastore datastore --user root --password-file password --free --ssh 127.0.0.1:0 --control control --vm web01=web01.raw &'
 esxisim serve --datastore "$work/datastore" --user root --password-file "$work/password" \
-	--control "$control" --vm "web01=$disk" >"$work/sim.json" 2>"$work/sim.log" &
+	--free --ssh 127.0.0.1:0 --control "$control" --vm "web01=$disk" >"$work/sim.json" 2>"$work/sim.log" &
 sim=$!
 for _ in {1..600}; do
 	[[ ! -s $work/sim.json ]] || break
@@ -113,6 +113,8 @@ done
 field() { sed -n "s/.*\"$1\": *\"\([^\"]*\)\".*/\1/p" "$work/sim.json"; }
 address=$(field address)
 thumbprint=$(field thumbprint)
+ssh=$(field ssh)
+fingerprint=$(field ssh_fingerprint)
 # folder_bytes: what the host has sent over HTTPS /folder.
 folder_bytes() {
 	esxisim stats --control "$control" | tr -d ' \n' | sed -n 's/.*"folder":{[^}]*"bytes_out":\([0-9]*\).*/\1/p'
@@ -120,8 +122,9 @@ folder_bytes() {
 
 heading 'A repository, and the host in the configuration'
 run hikae init --quiet
-run hikae host add esx1 --address "$address" --user root --password-file password --thumbprint "$thumbprint"
-run hikae vms esx1
+run hikae host add esx1 --address "$address" --thumbprint "$thumbprint" --ssh "$ssh" --ssh-fingerprint "$fingerprint" \
+	--user root --password-file password
+run hikae host test esx1
 
 # --- Two generations --------------------------------------------------------
 
