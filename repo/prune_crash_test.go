@@ -229,3 +229,45 @@ func TestIndexForgetsWhatWentMeanwhile(t *testing.T) {
 	same(t, openDisk(t, r, keep), noise(1, 2))
 	tidy(t, mem, r)
 }
+
+// When nothing is left, superseded segments do not come back because a session that is
+// open kept them.
+func TestPruneOfEverythingBesideASession(t *testing.T) {
+	ctx := context.Background()
+	mem, r := newMem(t)
+	other := mustOpen(t, mem)
+	defer other.Close()
+	begin := func() *Session {
+		t.Helper()
+		s, err := other.Begin(ctx, SessionOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return s
+	}
+	end := func(s *Session) {
+		t.Helper()
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	gone := func() {
+		t.Helper()
+		if report := mustPrune(t, r, PruneOptions{}); report.PacksDeleted != 2 {
+			t.Fatalf("%+v", report)
+		}
+	}
+	a, b := mustBackup(t, r, testVM, 0, noise(1, 1)), mustBackup(t, r, testVM, 1, noise(2, 1))
+	without(t, r, a)
+	mustPrune(t, r, PruneOptions{})
+	one := begin() // too late to keep packs
+	gone()
+	without(t, r, b)
+	mustPrune(t, r, PruneOptions{})
+	two := begin()
+	end(one)
+	gone()
+	end(two)
+	mustPrune(t, r, PruneOptions{})
+	tidy(t, mem, r)
+}

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"path"
 
 	"hikae/repo/internal/block"
 	"hikae/repo/internal/pack"
@@ -94,7 +93,8 @@ func (f *fate) goneDirs() map[string]bool {
 // nobody needs. While sessions are open, superseded ones stay: they may be reading them,
 // and would store blocks again that they do not find. Readers look into the index for
 // what was moved only, and look again when they do not find it. They do not count, or
-// a mount that is always there would keep all that was ever superseded.
+// a mount that is always there would keep all that was ever superseded. When no record
+// is left at all, nobody misses any.
 func (p *pruner) dropRecords(ctx context.Context, gone map[block.Handle]bool) error {
 	r := p.r
 	files := p.index.Superseded()
@@ -114,22 +114,26 @@ func (p *pruner) dropRecords(ctx context.Context, gone map[block.Handle]bool) er
 		return err
 	}
 	for id := range open {
-		if !p.readers[id] {
+		if !p.readers[id] && len(emptied) == 0 {
 			files = nil
 		}
 	}
-	files = append(files, emptied...)
-	if len(files) == 0 {
+	if len(files)+len(emptied) == 0 {
 		return nil
 	}
 	p.index.Forget(files)
-	for _, name := range files {
-		if err := r.fs.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	p.index.Forget(emptied)
+	// What supersedes them may not last yet, if who wrote it died. Emptied ones go after
+	// those that they supersede, which would be back without them.
+	for _, list := range [][]string{nil, files, emptied} {
+		for _, name := range list {
+			if err := r.fs.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
+				return err
+			}
+		}
+		if err := r.fs.SyncDir(indexDir); err != nil {
 			return err
 		}
-	}
-	if err := r.fs.SyncDir(path.Dir(files[0])); err != nil {
-		return err
 	}
 	return p.index.Reload(ctx)
 }

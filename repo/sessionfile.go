@@ -187,18 +187,22 @@ func (r *Repository) recoverSession(ctx context.Context, s *Session, id string) 
 	packs, done := parseSessionLog(b)
 	if !done {
 		added := 0
+		var failed error
 		for _, k := range packs {
 			n, err := r.adopt(ctx, s, k)
-			if err != nil {
-				return err
-			}
 			added += n
+			if err != nil {
+				failed = err
+				break
+			}
 		}
 		if added > 0 {
 			r.log.Info("took over packs of an interrupted session", "session", id, "records", added)
-			if err := s.flushIndex(ctx); err != nil {
-				return err
-			}
+			// At once, whatever failed: nobody keeps these packs from being pruned.
+			failed = errors.Join(failed, s.flushIndex(ctx))
+		}
+		if failed != nil {
+			return failed
 		}
 	}
 	log, err := r.fs.Append(name)

@@ -79,11 +79,23 @@ func (w *walk) newSession(p *walkProc) *walkSession {
 		w.mayFail(p, "begin", err)
 		return nil
 	}
+	if parent != nil {
+		var lost []Extent
+		if parent, lost, err = s.s.Lost(w.ctx, parent, false); err != nil {
+			_ = s.s.Close()
+			w.mayFail(p, "look for what is lost", err)
+			return nil
+		}
+		for _, e := range lost {
+			s.todo = withLost(s.todo, []extent{{e.Offset, e.Length}}, int64(len(s.content)))
+		}
+	}
 	if s.w, err = s.s.Disk(w.ctx, int64(len(s.content)), parent); err != nil {
 		_ = s.s.Close()
 		w.mayFail(p, "begin a disk", err)
 		return nil
 	}
+	s.tainted = len(w.hurt)+len(w.lost) > 0
 	p.sessions = append(p.sessions, s)
 	return s
 }
@@ -116,6 +128,10 @@ func (w *walk) change(content []byte, all bool) (changed []extent) {
 func (w *walk) proceed(p *walkProc, s *walkSession) {
 	fail := func(what string, err error) {
 		w.drop(p, s)
+		// What failed in the background may be told later.
+		if s.tainted && errors.Is(err, ErrDamaged) {
+			return
+		}
 		if err != nil && !w.wentAway(err) {
 			w.mayFail(p, what, err)
 		}
@@ -152,6 +168,9 @@ func (w *walk) proceed(p *walkProc, s *walkSession) {
 		w.did["commit"]++
 		g.ref = ref
 		w.gens[ref.String()] = g
+		if s.unaware {
+			w.lost[ref.String()] = true
+		}
 		if w.chance(70) {
 			w.drop(p, s)
 		} else { // the same once more, in the same session
@@ -184,8 +203,10 @@ func (w *walk) mayFail(p *walkProc, what string, err error) {
 	}
 }
 
-func (w *walk) openGen(p *walkProc, g *walkGen) (*Disk, error) {
-	opened, err := p.r.Generation(w.ctx, g.ref)
+func (w *walk) openGen(p *walkProc, g *walkGen) (*Disk, error) { return w.openIn(p.r, g) }
+
+func (w *walk) openIn(r *Repository, g *walkGen) (*Disk, error) {
+	opened, err := r.Generation(w.ctx, g.ref)
 	if err != nil {
 		return nil, err
 	}
@@ -274,7 +295,7 @@ func (w *walk) prune(p *walkProc) {
 	if report.BytesLive+report.BytesDead != report.BytesTotal || report.BytesLive < 0 || report.BytesDead < 0 {
 		w.fatalf("a report that cannot be: %+v", report)
 	}
-	if len(w.hurt) == 0 && !w.excused(p, nil) && (report.BlocksMissing > 0 || report.PacksUnreadable > 0) {
+	if len(w.hurt)+len(w.lost) == 0 && !w.excused(p, nil) && (report.BlocksMissing > 0 || report.PacksUnreadable > 0) {
 		w.fatalf("nothing is damaged: %+v", report)
 	}
 	if !o.DryRun {
@@ -283,82 +304,6 @@ func (w *walk) prune(p *walkProc) {
 		w.did["kept for sessions"] += int(report.PacksKeptForSessions)
 		w.did["released"] += int(report.PacksReleased)
 	}
-}
-
-// look opens a generation that will be read in later steps, mostly registered.
-func (w *walk) look(p *walkProc) {
-	if len(w.gens) == 0 || len(p.readers) > 3 {
-		return
-	}
-	x := &walkReader{gen: pick(w.rng, w.sorted())}
-	if w.chance(70) {
-		x.already = w.condemnedNow()
-		var err error
-		if x.pin, err = p.r.Pin(w.ctx); err != nil {
-			w.mayFail(p, "pin", err)
-			return
-		}
-	}
-	var err error
-	if x.disk, err = w.openGen(p, x.gen); err != nil {
-		if x.pin != nil {
-			_ = x.pin.Close()
-		}
-		w.mayFail(p, "open", err)
-		return
-	}
-	p.readers = append(p.readers, x)
-}
-
-func (w *walk) unlook(p *walkProc) {
-	if len(p.readers) == 0 {
-		return
-	}
-	x := pick(w.rng, p.readers)
-	if x.pin != nil {
-		_ = x.pin.Close()
-	}
-	p.readers = slices.DeleteFunc(p.readers, func(o *walkReader) bool { return o == x })
-}
-
-// read reads a part of an open generation: right bytes, or an error if there is a
-// reason for one.
-func (w *walk) read(p *walkProc) {
-	if len(p.readers) == 0 {
-		return
-	}
-	x := pick(w.rng, p.readers)
-	if w.chance(70) {
-		w.cold(p)
-	}
-	if len(x.gen.content) == 0 {
-		return
-	}
-	off := w.rng.IntN(len(x.gen.content))
-	want := x.gen.content[off : off+1+w.rng.IntN(len(x.gen.content)-off)]
-	got := make([]byte, len(want))
-	n, err := x.disk.ReadAt(got, int64(off))
-	if !bytes.Equal(got[:n], want[:n]) {
-		w.fatalf("%d: %v reads otherwise than it was written", p.n, x.gen.ref)
-	}
-	forgotten := w.gens[x.gen.ref.String()] == nil
-	switch {
-	case err == nil && forgotten && x.pin != nil && len(x.already) == 0:
-		w.did["read pinned after it was forgotten"]++
-	case err == nil:
-		w.did["read right"]++
-	case forgotten && (x.pin == nil || len(x.already) > 0) && errors.Is(err, ErrDamaged):
-		w.did["read after it was deleted"]++
-	default:
-		w.mayFail(p, "read "+x.gen.ref.String(), err)
-	}
-}
-
-// cold makes a process read from storage again.
-func (w *walk) cold(p *walkProc) {
-	p.r.packs.Clear()
-	p.r.blocks.Clear()
-	p.r.nodes.Clear()
 }
 
 func (w *walk) rotate(p *walkProc) {
@@ -429,6 +374,7 @@ func (w *walk) damage(*walkProc) {
 		bad = bad[:w.rng.IntN(len(bad))]
 	}
 	w.hurt[name] = good
+	w.taint()
 	w.logf("all: %s is damaged to %d of %d", name, len(bad), len(good))
 	if bytes.Equal(bad, good) {
 		err = w.mem.Remove(name)
@@ -440,7 +386,18 @@ func (w *walk) damage(*walkProc) {
 	}
 }
 
-// mend brings back what was damaged.
+func (w *walk) taint() {
+	for _, p := range w.procs {
+		for _, s := range p.sessions {
+			s.tainted = true
+		}
+		for _, x := range p.readers {
+			x.tainted = true
+		}
+	}
+}
+
+// mend brings back what was damaged, as from another copy of the repository.
 func (w *walk) mend(*walkProc) {
 	for _, name := range slices.Sorted(maps.Keys(w.hurt)) {
 		if err := w.mem.Plant(name, w.hurt[name]); err != nil {

@@ -158,12 +158,12 @@ type ending struct {
 }
 
 var endings = []ending{
-	{"crash", fsx.Plan{Ops: fsx.OpAny, Mode: fsx.CrashNow}, 11, false, true},
-	{"kill", fsx.Plan{Ops: fsx.OpChanges, Mode: fsx.CrashNow}, 5, true, true},
-	{"error", fsx.Plan{Ops: fsx.OpAny, Mode: fsx.FailOnce}, 13, true, true},
-	{"error after", fsx.Plan{Ops: fsx.OpChanges, Mode: fsx.FailAfter}, 7, true, false},
-	{"short write", fsx.Plan{Ops: fsx.OpWrite | fsx.OpSync | fsx.OpSyncDir, Mode: fsx.ShortWrite}, 5, false, true},
-	{"no space", fsx.Plan{Ops: fsx.OpChanges, Mode: fsx.NoSpace}, 7, true, false},
+	{"crash", fsx.Plan{Ops: fsx.OpAny, Mode: fsx.CrashNow}, 37, false, true},
+	{"kill", fsx.Plan{Ops: fsx.OpChanges, Mode: fsx.CrashNow}, 13, true, true},
+	{"error", fsx.Plan{Ops: fsx.OpAny, Mode: fsx.FailOnce}, 41, true, true},
+	{"error after", fsx.Plan{Ops: fsx.OpChanges, Mode: fsx.FailAfter}, 19, true, false},
+	{"short write", fsx.Plan{Ops: fsx.OpWrite | fsx.OpSync | fsx.OpSyncDir, Mode: fsx.ShortWrite}, 11, false, true},
+	{"no space", fsx.Plan{Ops: fsx.OpChanges, Mode: fsx.NoSpace}, 23, true, false},
 }
 
 // TestTortureEveryOperation lets every act fail in every way at operation k, for every
