@@ -395,7 +395,7 @@ func TestTenThousand(t *testing.T) {
 	for id := uint64(1); id <= 10000; {
 		must(t, d.Update(func(tx *Tx) error {
 			for range 500 {
-				r, tasks := sample(id, "a", 3)
+				r, tasks := sample(id, "a", 1)
 				if err := tx.PutRun(r); err != nil {
 					return err
 				}

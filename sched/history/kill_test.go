@@ -104,7 +104,7 @@ func TestKilled(t *testing.T) {
 	path := filepath.Join(dir, "history.db")
 	rnd := rand.New(rand.NewPCG(3, 4))
 	var last uint64
-	for round := range 8 {
+	for round := range 5 {
 		cmd := exec.Command(os.Args[0])
 		cmd.Env = append(os.Environ(), childEnv+"="+path)
 		cmd.Stderr = os.Stderr
@@ -124,7 +124,7 @@ func TestKilled(t *testing.T) {
 		for told.Load() < last+20 {
 			time.Sleep(time.Millisecond)
 		}
-		for n := range 5 {
+		for n := range 4 {
 			time.Sleep(time.Duration(rnd.IntN(8000)) * time.Microsecond)
 			must(t, cmd.Process.Signal(syscall.SIGSTOP))
 			acknowledged := told.Load()
@@ -142,7 +142,7 @@ func TestKilled(t *testing.T) {
 		_ = cmd.Wait() // it was killed
 		last = verify(t, path, told.Load())
 	}
-	if last < 200 {
+	if last < 100 {
 		t.Errorf("only %d runs were written", last)
 	}
 }
