@@ -51,7 +51,7 @@ fi
 failed=0
 [[ ${FUZZ_BUDGET:-} == 0 ]] || bash .ci/fuzz.sh || failed=1
 # shellcheck disable=SC2086 # several packages are several words
-go test "${race[@]}" -timeout 8m -p 2 ${PACKAGES:-./...} || failed=1
+go test "${race[@]}" -timeout 20m -p 2 ${PACKAGES:-./...} || failed=1
 
 # Servers that were told to end may still be at it.
 for _ in {1..20}; do
