@@ -16,6 +16,7 @@ import (
 	"os/signal"
 	"syscall"
 	"time"
+	_ "time/tzdata" // jobs have time zones, and a NAS may have none installed
 
 	"hikae/cmd/hikae/internal/app"
 	"hikae/cmd/hikae/internal/ui"
