@@ -88,6 +88,16 @@ func (r *Repository) eachPacked(ctx context.Context, s *Session, o RepairIndexOp
 	if err := p.listPacks(ctx); err != nil {
 		return err
 	}
+	// A pack's name may not last yet, and backups will point to what the index has.
+	dirs := make(map[string]bool)
+	for _, k := range p.packs {
+		dirs[k.key.typ.Subdir(k.key.handle)] = true
+	}
+	for dir := range dirs {
+		if err := r.fs.SyncDir(dir); err != nil {
+			return err
+		}
+	}
 	unreadable := make(map[packKey]bool)
 	for i, k := range p.packs {
 		if err := ctx.Err(); err != nil {

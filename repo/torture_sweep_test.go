@@ -129,6 +129,10 @@ var acts = []act{
 		}
 		return nil
 	}},
+	{name: "repair index", do: func(ctx context.Context, r *Repository, _ *scene) error {
+		_, err := r.RepairIndex(ctx, RepairIndexOptions{runRecords: 1000})
+		return err
+	}},
 	{name: "hold", do: func(ctx context.Context, r *Repository, s *scene) error { return r.Hold(ctx, s.goes[0]) }},
 	{name: "release", do: func(ctx context.Context, r *Repository, s *scene) error { return r.Release(ctx, s.held) }},
 	{name: "key add", done: thirdPass, do: func(ctx context.Context, r *Repository, _ *scene) error {
